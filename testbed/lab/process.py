@@ -9,6 +9,7 @@ asked for the same, killing one in the middle takes everything below along. The 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -233,10 +234,8 @@ def _report(channel: Connection, name: str, error: BaseException) -> None:
     if not isinstance(error, LabError):
         traceback.print_exception(error)
     text = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-    try:
+    with contextlib.suppress(OSError):
         channel.send(Failed(name, " ".join(text.split())))
-    except OSError:
-        pass
 
 
 def _kill_all() -> None:

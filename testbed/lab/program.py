@@ -94,7 +94,7 @@ def run_program(
 
     try:
         with output.open("ab") as log:
-            process = subprocess.Popen(  # noqa: PLW1509 - nothing but two system calls, made ready before the fork
+            process = subprocess.Popen(
                 [program, *argv[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -102,7 +102,7 @@ def run_program(
                 env=None if environment is None else dict(environment),
                 cwd=directory,
                 start_new_session=True,
-                preexec_fn=in_child,
+                preexec_fn=in_child,  # noqa: PLW1509 - two system calls, made ready before the fork
             )
     except (OSError, subprocess.SubprocessError) as error:
         raise LabError(f"cannot start {argv[0]}: {error}") from error
