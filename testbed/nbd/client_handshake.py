@@ -222,4 +222,5 @@ class ClientHandshake:
         reason = OptionReply(kind).name if kind in set(OptionReply) else f"error {kind - NBD_REP_FLAG_ERROR}"
         message = " ".join(self._text(data[:200]).split())
         explained = f"{reason} ({message})" if message else reason
-        return NbdError(f"the NBD server refused {option.name} of export {export}: {explained}")
+        what = option.name if option == Option.NBD_OPT_LIST else f"{option.name} of export {export}"
+        return NbdError(f"the NBD server refused {what}: {explained}")

@@ -1,7 +1,7 @@
 """Page 0 of a swap area, as mkswap writes it and as swapon reads it: the kernel's `union swap_header`, version 1.
 
-The first 1024 bytes are left to a boot loader, the signature is in the page's last ten bytes. Numbers are in the byte order of
-the machine, so page 0 tells whether it was made on one of the other order.
+The first 1024 bytes are left to a boot loader, the signature is in the page's last ten bytes. Numbers are in the byte
+order of the machine, so page 0 tells whether it was made on one of the other order.
 """
 
 import struct
