@@ -1,0 +1,419 @@
+"""A topology with every number settled: what is handed to the processes that become its hosts.
+
+`resolve` applies the command line's overrides, scales what was left open with the memory (buffers RAM/16, workload
+4 x RAM, swap area as the workload needs), gives out addresses in the order hosts were connected, and refuses what
+cannot work. The same topology and overrides always give the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from testbed.experiment.topology import (
+    ETHERNET_HEADER,
+    SMALLEST_FRAME,
+    EtherTypeFlood,
+    Flood,
+    LinearTouch,
+    NbdServer,
+    Neighbour,
+    Reader,
+    Start,
+    SwapClient,
+    TcpSynFlood,
+    Topology,
+    TopologyError,
+    UdpFlood,
+    VlanUdpFlood,
+    size_in_bytes,
+)
+from testbed.mm.watermarks import PAGE_SIZE, Watermarks, compute
+from testbed.size import format_size
+
+RECEIVE_BUFFER_BYTES = 2304
+NBD_PORT = 10809
+CANARY_PORT = 9007
+FIRST_BYSTANDER_PORT = 20000
+CLOSED_PORTS = 40000
+VLAN_TAG = 4
+SWAP_SLACK = 1 << 20
+"""Bytes of swap area beyond the workload's pages: the header page, and one cluster of slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Numbers from the command line that replace the topology's; None leaves one alone. Sizes are in bytes.
+
+    `flood` is frames a second for every flood; 0 runs without them.
+    """
+
+    memory: int | None = None
+    flood: int | None = None
+    flood_size: int | None = None
+    bystander_buffer: int | None = None
+    min_free_kbytes: int | None = None
+    workload_total: int | None = None
+    tasks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A host's one interface: where it hangs and its addresses, with prefix lengths."""
+
+    host: str
+    segment: int
+    mac: str
+    ipv4: str
+    ipv6: str
+    mtu: int
+
+    @property
+    def address(self) -> str:
+        """The IPv4 address without its prefix length."""
+        return self.ipv4.partition("/")[0]
+
+    @property
+    def address6(self) -> str:
+        """The IPv6 address without its prefix length."""
+        return self.ipv6.partition("/")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class SwapArea:
+    """One client's swap area: where a server offers it, and how many bytes it has."""
+
+    client: str
+    address: str
+    port: int
+    export: str
+    bytes: int
+    file: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerPlan:
+    """A host that serves swap areas, each on a port of its own."""
+
+    name: str
+    interface: Interface
+    program: str
+    areas: tuple[SwapArea, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BystanderPlan:
+    """One unrelated UDP socket and its receive-buffer limit in bytes."""
+
+    port: int
+    buffer: int
+    reader: Reader
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadPlan:
+    """`processes` tasks write `pages` pages in all once, then read them `passes` times."""
+
+    processes: int
+    pages: int
+    passes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPlan:
+    """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults."""
+
+    name: str
+    interface: Interface
+    memory: int
+    min_free_kbytes: int
+    watermarks: Watermarks
+    ring: int
+    gso: bool
+    swap: SwapArea
+    bystanders: tuple[BystanderPlan, ...]
+    canary_port: int
+    receive_buffer: int | None
+    send_buffer: int | None
+    workload: WorkloadPlan
+
+
+@dataclass(frozen=True, slots=True)
+class FloodPlan:
+    """Frames of `size` bytes (Ethernet header included, checksum not) from one interface to another at `pps`.
+
+    `ports` are UDP or TCP destination ports to use in turn, `ethertype` and `vlan` are set where the kind has them.
+    """
+
+    kind: str
+    source: Interface
+    target: Interface
+    pps: int
+    size: int
+    start: Start
+    ports: tuple[int, ...] = ()
+    ethertype: int | None = None
+    vlan: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourPlan:
+    """A plain host, the clients it sends canaries to, and its floods."""
+
+    name: str
+    interface: Interface
+    floods: tuple[FloodPlan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """A bridge with its hosts' interfaces, or a veth pair with its two."""
+
+    kind: Literal["bridge", "link"]
+    interfaces: tuple[Interface, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care."""
+
+    name: str
+    segments: tuple[SegmentPlan, ...]
+    servers: tuple[ServerPlan, ...]
+    clients: tuple[ClientPlan, ...]
+    neighbours: tuple[NeighbourPlan, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def floods(self) -> tuple[FloodPlan, ...]:
+        """All floods, in the order of the neighbours."""
+        return tuple(flood for neighbour in self.neighbours for flood in neighbour.floods)
+
+    def canary_source(self, client: ClientPlan) -> NeighbourPlan:
+        """The neighbour that sends canaries to `client`: the first one on its segment."""
+        return next(n for n in self.neighbours if n.interface.segment == client.interface.segment)
+
+
+def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
+    """Settle every number of `topology`. Raises TopologyError, in one line, for one that cannot be run."""
+    change = overrides or Overrides()
+    if not topology.clients:
+        raise TopologyError(f"{topology.name}: there is no SwapClient to test")
+    if not topology.floods and (change.flood or change.flood_size is not None):
+        raise TopologyError(f"{topology.name}: it has no flood whose rate or frame size could be changed")
+    interfaces = _interfaces(topology)
+    servers = tuple(
+        _server(topology, host, interfaces, change) for host in topology.hosts if isinstance(host, NbdServer)
+    )
+    areas = {area.client: area for server in servers for area in server.areas}
+    clients = tuple(_client(topology, host, interfaces, areas[host.name], change) for host in topology.clients)
+    by_name = {client.name: client for client in clients}
+    neighbours = tuple(
+        _neighbour(topology, host, interfaces, by_name, change)
+        for host in topology.hosts
+        if isinstance(host, Neighbour)
+    )
+    for client in clients:
+        if all(n.interface.segment != client.interface.segment for n in neighbours):
+            raise TopologyError(
+                f"{client.name}: it needs a Neighbour on its segment, which shows that its network works"
+            )
+    segments = tuple(
+        SegmentPlan(segment.kind, tuple(interfaces[host.name] for host in segment.hosts))
+        for segment in topology.segments
+    )
+    warnings = tuple(line for client in clients for line in _warnings(client))
+    return Plan(topology.name, segments, servers, clients, neighbours, warnings)
+
+
+def _interfaces(topology: Topology) -> dict[str, Interface]:
+    interfaces: dict[str, Interface] = {}
+    for number, segment in enumerate(topology.segments):
+        if number > 255 or len(segment.hosts) > 65000:
+            raise TopologyError(f"{topology.name}: at most 256 segments of 65000 hosts can have addresses")
+        mtus = {host.mtu for host in segment.hosts if isinstance(host, SwapClient)} or {1500}
+        if len(mtus) > 1:
+            raise TopologyError(f"{topology.name}: the clients of one segment must have the same mtu")
+        for count, host in enumerate(segment.hosts, start=1):
+            high, low = divmod(count, 256)
+            interfaces[host.name] = Interface(
+                host=host.name,
+                segment=number,
+                mac=f"02:00:0a:{number:02x}:{high:02x}:{low:02x}",
+                ipv4=f"10.{number}.{high}.{low}/16",
+                ipv6=f"fd00:0:0:{number:x}::{count:x}/64",
+                mtu=min(mtus),
+            )
+    for host in topology.hosts:
+        if host.name not in interfaces:
+            raise TopologyError(f"{host.name}: it is not connected to anything: use connect() or link()")
+    return interfaces
+
+
+def _memory(client: SwapClient, change: Overrides) -> int:
+    if change.memory is not None:
+        return size_in_bytes(change.memory, f"{client.name}: memory") // PAGE_SIZE * PAGE_SIZE
+    return size_in_bytes(client.memory, f"{client.name}: memory") // PAGE_SIZE * PAGE_SIZE
+
+
+def _workload(topology: Topology, client: SwapClient, change: Overrides) -> WorkloadPlan:
+    workload: LinearTouch | None = topology.workloads.get(client.name)
+    if workload is None:
+        raise TopologyError(f"{client.name}: it has no workload: give it one with topology.workload()")
+    total = change.workload_total
+    if total is None:
+        total = 4 * _memory(client, change) if workload.total is None else size_in_bytes(workload.total, "workload")
+    processes = workload.processes if change.tasks is None else change.tasks
+    if processes < 1:
+        raise TopologyError(f"{client.name}: the workload needs at least 1 task, not {processes}")
+    pages = total // PAGE_SIZE
+    if pages < processes:
+        raise TopologyError(
+            f"{client.name}: a workload of {format_size(total)} has less than a page for each of {processes} tasks"
+        )
+    return WorkloadPlan(processes, pages, workload.passes)
+
+
+def _server(topology: Topology, server: NbdServer, interfaces: dict[str, Interface], change: Overrides) -> ServerPlan:
+    clients = [client for client in topology.clients if client.swap is server]
+    if not clients:
+        raise TopologyError(f"{server.name}: no client swaps to it")
+    if server.file is not None and len(clients) > 1:
+        raise TopologyError(f"{server.name}: {len(clients)} clients cannot share the file {server.file}: leave it out")
+    interface = interfaces[server.name]
+    areas = []
+    for number, client in enumerate(clients):
+        if interfaces[client.name].segment != interface.segment:
+            raise TopologyError(f"{client.name}: it is not connected to its swap server {server.name}")
+        needed = _workload(topology, client, change).pages * PAGE_SIZE + SWAP_SLACK
+        size = needed if server.size is None else size_in_bytes(server.size, f"{server.name}: size")
+        if size < needed:
+            raise TopologyError(
+                f"{server.name}: a swap area of {format_size(size)} is too small for the workload of {client.name}, "
+                f"which needs {format_size(needed)}: raise the server's size or leave it out"
+            )
+        port = NBD_PORT + number
+        areas.append(SwapArea(client.name, interface.address, port, server.export, size, server.file))
+    return ServerPlan(server.name, interface, server.program, tuple(areas))
+
+
+def _client(
+    topology: Topology, client: SwapClient, interfaces: dict[str, Interface], area: SwapArea, change: Overrides
+) -> ClientPlan:
+    memory = _memory(client, change)
+    wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
+    ring_bytes = client.ring * RECEIVE_BUFFER_BYTES
+    try:
+        marks = compute(memory // PAGE_SIZE, wanted)
+    except ValueError as error:
+        raise TopologyError(f"{client.name}: {error}") from None
+    if 4 * (ring_bytes + marks.high * PAGE_SIZE) > memory:
+        raise TopologyError(
+            f"{client.name}: {format_size(memory)} of memory is too small for a receive ring of {client.ring} buffers "
+            f"({ring_bytes // 1024}K) and a reserve of {marks.high * 4}K, which may take a quarter of it: "
+            "give it more memory, or a smaller ring or min_free_kbytes"
+        )
+    return ClientPlan(
+        name=client.name,
+        interface=interfaces[client.name],
+        memory=memory,
+        min_free_kbytes=marks.min_free_kbytes,
+        watermarks=marks,
+        ring=client.ring,
+        gso=client.gso,
+        swap=area,
+        bystanders=tuple(_bystanders(client, memory, change)),
+        canary_port=CANARY_PORT,
+        receive_buffer=None
+        if client.receive_buffer is None
+        else size_in_bytes(client.receive_buffer, "receive_buffer"),
+        send_buffer=None if client.send_buffer is None else size_in_bytes(client.send_buffer, "send_buffer"),
+        workload=_workload(topology, client, change),
+    )
+
+
+def _bystanders(client: SwapClient, memory: int, change: Overrides) -> Iterator[BystanderPlan]:
+    used = {CANARY_PORT}
+    free_port = FIRST_BYSTANDER_PORT
+    for bystander in client.bystanders:
+        buffer = change.bystander_buffer
+        if buffer is None:
+            buffer = memory // 16 if bystander.buffer is None else size_in_bytes(bystander.buffer, "bystander buffer")
+        for number in range(bystander.count):
+            if bystander.port is None:
+                port, free_port = free_port, free_port + 1
+            else:
+                port = bystander.port + number
+            if port in used or port > 65535:
+                raise TopologyError(f"{client.name}: bystander port {port} is taken or does not exist")
+            used.add(port)
+            yield BystanderPlan(port, buffer, bystander.reader)
+
+
+def _neighbour(
+    topology: Topology,
+    neighbour: Neighbour,
+    interfaces: dict[str, Interface],
+    clients: dict[str, ClientPlan],
+    change: Overrides,
+) -> NeighbourPlan:
+    interface = interfaces[neighbour.name]
+    floods = []
+    for source, target, flood in topology.floods:
+        if source is not neighbour or change.flood == 0:
+            continue
+        if interfaces[target.name].segment != interface.segment:
+            raise TopologyError(f"{neighbour.name}: it is not connected to {target.name}, which it floods")
+        floods.append(_flood(flood, interface, clients[target.name], change))
+    return NeighbourPlan(neighbour.name, interface, tuple(floods))
+
+
+def _flood(flood: Flood, source: Interface, target: ClientPlan, change: Overrides) -> FloodPlan:
+    size = flood.size if change.flood_size is None else change.flood_size
+    largest = target.interface.mtu + ETHERNET_HEADER + (VLAN_TAG if isinstance(flood, VlanUdpFlood) else 0)
+    if not SMALLEST_FRAME <= size <= largest:
+        raise TopologyError(f"{source.host}: flood frames must have {SMALLEST_FRAME} to {largest} bytes, not {size}")
+    ports: tuple[int, ...] = ()
+    if isinstance(flood, UdpFlood):
+        ports = _flood_ports(flood, target)
+    elif isinstance(flood, TcpSynFlood):
+        ports = (flood.port,)
+    return FloodPlan(
+        kind=flood.kind,
+        source=source,
+        target=target.interface,
+        pps=flood.pps if change.flood is None else change.flood,
+        size=size,
+        start=flood.start,
+        ports=ports,
+        ethertype=flood.ethertype if isinstance(flood, EtherTypeFlood) else None,
+        vlan=flood.vlan if isinstance(flood, VlanUdpFlood) else None,
+    )
+
+
+def _flood_ports(flood: UdpFlood, target: ClientPlan) -> tuple[int, ...]:
+    listening = [bystander.port for bystander in target.bystanders]
+    count = len(listening) if flood.sockets is None else flood.sockets
+    if count == 0:
+        raise TopologyError(f"{target.name}: it has no bystanders, so a flood of it must say how many sockets")
+    used = {*listening, CANARY_PORT}
+    closed = (port for port in range(CLOSED_PORTS, 65536) if port not in used)
+    return tuple(port for _, port in zip(range(count), _chain(listening, closed), strict=False))
+
+
+def _chain(listening: list[int], closed: Iterator[int]) -> Iterator[int]:
+    yield from listening
+    yield from closed
+
+
+def _warnings(client: ClientPlan) -> Iterator[str]:
+    ring_pages = -(-client.ring * RECEIVE_BUFFER_BYTES // PAGE_SIZE)
+    if ring_pages > client.watermarks.throttle:
+        yield (
+            f"{client.name}: refilling all {client.ring} ring buffers takes {ring_pages} pages, more than the "
+            f"{client.watermarks.throttle} below the throttle point: even the patched host may run out of reserve; "
+            "raise min_free_kbytes or use a smaller ring"
+        )
+    if client.workload.pages * PAGE_SIZE <= client.memory // 2:
+        yield f"{client.name}: its workload fits in half of its memory, so that it may never swap"

@@ -1,0 +1,349 @@
+"""What a topology script declares: hosts, how they are connected, what the clients do and who floods whom.
+
+Pure data, checked as it is declared; every mistake is a `TopologyError` of one line. Nothing here has an address or
+a final size yet: `testbed.experiment.plan` works those out, since the command line may still change the numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NoReturn, TypeVar
+
+from testbed.size import parse_size
+
+Size = int | str
+Reader = Literal["prompt", "faulting", "never"]
+Start = Literal["swapping", "workload"]
+
+READERS = ("prompt", "faulting", "never")
+STARTS = ("swapping", "workload")
+SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
+ETHERNET_HEADER = 14
+SMALLEST_FRAME = 64
+MOST_PPS = 10_000_000
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
+
+
+class TopologyError(ValueError):
+    """A topology that cannot be run; the message is one line for people."""
+
+
+def size_in_bytes(value: Size, what: str) -> int:
+    """Bytes of a size given as a number or as text such as "64M". Raises TopologyError, naming `what`."""
+    try:
+        size = parse_size(value) if isinstance(value, str) else int(value)
+    except (TypeError, ValueError) as error:
+        raise TopologyError(f"{what}: {error}") from None
+    if size <= 0:
+        raise TopologyError(f"{what}: a size must be more than 0, not {value}")
+    return size
+
+
+def _check_name(kind: str, name: object) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise TopologyError(f"{kind} name {name!r}: use a letter, then at most 30 letters, digits, '-' or '_'")
+
+
+def _check_number(value: object, what: str, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise TopologyError(f"{what} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _check_choice(value: object, what: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise TopologyError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _check_size(value: Size | None, what: str) -> None:
+    if value is not None:
+        size_in_bytes(value, what)
+
+
+@dataclass(frozen=True)
+class NbdServer:
+    """A host that serves a swap area over NBD to each client that swaps to it.
+
+    `size` is the area of one client, None being what that client's workload needs. The area is in memory unless
+    `file` names a file. `program` is our own server, or an installed one.
+    """
+
+    name: str
+    size: Size | None = None
+    program: str = "builtin"
+    file: str | None = None
+    export: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name("server", self.name)
+        _check_size(self.size, f"{self.name}: size")
+        _check_choice(self.program, f"{self.name}: program", SERVER_PROGRAMS)
+
+
+@dataclass(frozen=True)
+class Bystander:
+    """`count` unrelated UDP sockets on a client, each with a receive buffer of `buffer` bytes (None: RAM/16).
+
+    `reader` is who empties them: "prompt" reads at once, "faulting" has to fault in its own pages first, "never"
+    leaves them full. Ports count up from `port`, or from one the testbed picks.
+    """
+
+    port: int | None = None
+    buffer: Size | None = None
+    reader: Reader = "never"
+    count: int = 3
+
+    def __post_init__(self) -> None:
+        if self.port is not None:
+            _check_number(self.port, "bystander: port", 1, 65535)
+        _check_size(self.buffer, "bystander: buffer")
+        _check_choice(self.reader, "bystander: reader", READERS)
+        _check_number(self.count, "bystander: count", 1, 1024)
+
+
+@dataclass(frozen=True)
+class SwapClient:
+    """An emulated diskless machine with `memory` bytes of RAM that swaps to `swap`.
+
+    `min_free_kbytes` is in KiB, None being the kernel's own choice for that much memory; `ring` is the number of
+    receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
+    `send_buffer` limit the swap connection, in bytes (None: the kernel's defaults). `bystanders` None means three
+    sockets that nobody reads.
+    """
+
+    name: str
+    swap: NbdServer
+    memory: Size = "64M"
+    min_free_kbytes: int | None = None
+    ring: int = 128
+    mtu: int = 1500
+    gso: bool = True
+    bystanders: Sequence[Bystander] = field(default=(Bystander(),))
+    receive_buffer: Size | None = None
+    send_buffer: Size | None = None
+
+    def __post_init__(self) -> None:
+        _check_name("client", self.name)
+        if not isinstance(self.swap, NbdServer):
+            raise TopologyError(f"{self.name}: swap must be an NbdServer, not {self.swap!r}")
+        size_in_bytes(self.memory, f"{self.name}: memory")
+        if self.min_free_kbytes is not None:
+            _check_number(self.min_free_kbytes, f"{self.name}: min_free_kbytes", 1, 1 << 30)
+        _check_number(self.ring, f"{self.name}: ring", 8, 4096)
+        _check_number(self.mtu, f"{self.name}: mtu", 576, 9000)
+        _check_size(self.receive_buffer, f"{self.name}: receive_buffer")
+        _check_size(self.send_buffer, f"{self.name}: send_buffer")
+        for bystander in self.bystanders:
+            if not isinstance(bystander, Bystander):
+                raise TopologyError(f"{self.name}: bystanders must be Bystander objects, not {bystander!r}")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A plain host: it sends canary datagrams and floods."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        _check_name("neighbour", self.name)
+
+
+Host = NbdServer | SwapClient | Neighbour
+AnyHost = TypeVar("AnyHost", NbdServer, SwapClient, Neighbour)
+
+
+@dataclass(frozen=True)
+class Flood:
+    """Unrelated traffic at `pps` frames a second; `size` is the whole Ethernet frame, in bytes, without its checksum.
+
+    `start` is "swapping" (once the target has begun to swap out) or "workload" (as soon as its tasks start).
+    """
+
+    kind: ClassVar[str] = ""
+    pps: int = 10_000
+    size: int = 1000
+    start: Start = "swapping"
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            raise TopologyError("a flood needs a kind: use UdpFlood, TcpSynFlood, IcmpFlood, ...")
+        _check_number(self.pps, f"{self.kind} flood: pps", 1, MOST_PPS)
+        _check_number(self.size, f"{self.kind} flood: size", SMALLEST_FRAME, 9000 + ETHERNET_HEADER)
+        _check_choice(self.start, f"{self.kind} flood: start", STARTS)
+
+
+@dataclass(frozen=True)
+class UdpFlood(Flood):
+    """UDP over IPv4 to `sockets` ports of the target in turn: first its bystanders', then ports nobody listens on.
+
+    None means exactly the bystanders' ports.
+    """
+
+    kind: ClassVar[str] = "udp"
+    sockets: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sockets is not None:
+            _check_number(self.sockets, f"{self.kind} flood: sockets", 1, 4096)
+
+
+@dataclass(frozen=True)
+class Ipv6UdpFlood(UdpFlood):
+    """As `UdpFlood`, over IPv6."""
+
+    kind: ClassVar[str] = "ipv6_udp"
+
+
+@dataclass(frozen=True)
+class VlanUdpFlood(UdpFlood):
+    """As `UdpFlood`, with an 802.1Q tag, for a VLAN the target is not in."""
+
+    kind: ClassVar[str] = "vlan_udp"
+    vlan: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self.vlan, "vlan_udp flood: vlan", 1, 4094)
+
+
+@dataclass(frozen=True)
+class TcpSynFlood(Flood):
+    """TCP connection requests to a closed port of the target."""
+
+    kind: ClassVar[str] = "tcp_syn"
+    port: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self.port, "tcp_syn flood: port", 1, 65535)
+
+
+@dataclass(frozen=True)
+class IcmpFlood(Flood):
+    """ICMP echo requests, which the target's kernel answers."""
+
+    kind: ClassVar[str] = "icmp"
+
+
+@dataclass(frozen=True)
+class ArpFlood(Flood):
+    """ARP requests for the target's address."""
+
+    kind: ClassVar[str] = "arp"
+
+
+@dataclass(frozen=True)
+class EtherTypeFlood(Flood):
+    """Frames of an EtherType that is not on the series' list of protocols (default: IPX)."""
+
+    kind: ClassVar[str] = "ethertype"
+    ethertype: int = 0x8137
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_number(self.ethertype, "ethertype flood: ethertype", 0x0600, 0xFFFF)
+
+
+@dataclass(frozen=True)
+class LinearTouch:
+    """The series' own workload: `processes` tasks map `total` bytes together (None: 4 x RAM), write every page once,
+    then read it all in order `passes` times, checking every page."""
+
+    processes: int = 16
+    total: Size | None = None
+    passes: int = 1
+
+    def __post_init__(self) -> None:
+        _check_number(self.processes, "workload: processes", 1, 1024)
+        _check_size(self.total, "workload: total")
+        _check_number(self.passes, "workload: passes", 1, 1000)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Hosts that hear each other: on one bridge, or (exactly two) at the ends of one veth pair."""
+
+    kind: Literal["bridge", "link"]
+    hosts: tuple[Host, ...]
+
+
+class Topology:
+    """Everything one experiment is made of. Methods raise TopologyError."""
+
+    def __init__(self, name: str) -> None:
+        _check_name("topology", name)
+        self.name = name
+        self.hosts: list[Host] = []
+        self.segments: list[Segment] = []
+        self.workloads: dict[str, LinearTouch] = {}
+        self.floods: list[tuple[Neighbour, SwapClient, Flood]] = []
+
+    def add(self, host: AnyHost) -> AnyHost:
+        """Add a host and return it."""
+        if not isinstance(host, (NbdServer, SwapClient, Neighbour)):
+            raise TopologyError(f"{self.name}: {host!r} is not a host")
+        if any(known.name == host.name for known in self.hosts):
+            raise TopologyError(f"{self.name}: two hosts are named {host.name!r}")
+        if isinstance(host, SwapClient) and not self._has(host.swap):
+            raise TopologyError(f"{host.name}: its swap server {host.swap.name!r} is not in the topology: add it first")
+        self.hosts.append(host)
+        return host
+
+    def connect(self, *hosts: Host) -> None:
+        """Put hosts on a bridge of their own."""
+        if len(hosts) < 2:
+            raise TopologyError(f"{self.name}: connect needs at least two hosts")
+        self._attach("bridge", hosts)
+
+    def link(self, one: Host, other: Host) -> None:
+        """Join two hosts with a veth pair of their own."""
+        self._attach("link", (one, other))
+
+    def workload(self, client: SwapClient, workload: LinearTouch) -> None:
+        """Give a client its workload."""
+        self._expect(client, SwapClient, "a workload runs on")
+        if not isinstance(workload, LinearTouch):
+            raise TopologyError(f"{client.name}: {workload!r} is not a workload")
+        if client.name in self.workloads:
+            raise TopologyError(f"{client.name}: it has a workload already")
+        self.workloads[client.name] = workload
+
+    def flood(self, source: Neighbour, target: SwapClient, flood: Flood) -> None:
+        """Have `source` flood `target`."""
+        self._expect(source, Neighbour, "a flood comes from")
+        self._expect(target, SwapClient, "a flood goes to")
+        if not isinstance(flood, Flood):
+            raise TopologyError(f"{source.name}: {flood!r} is not a flood")
+        self.floods.append((source, target, flood))
+
+    @property
+    def clients(self) -> list[SwapClient]:
+        """The swap clients, in the order they were added."""
+        return [host for host in self.hosts if isinstance(host, SwapClient)]
+
+    def main(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Run this topology with the options of `testbed run` and exit with its status; for a script's last line."""
+        from testbed.experiment.command import run_topology
+
+        raise SystemExit(run_topology(self, argv))
+
+    def _has(self, host: Host) -> bool:
+        return any(known is host for known in self.hosts)
+
+    def _attach(self, kind: Literal["bridge", "link"], hosts: tuple[Host, ...]) -> None:
+        for host in hosts:
+            self._expect(host, (NbdServer, SwapClient, Neighbour), f"a {kind} joins")
+            if any(known is host for segment in self.segments for known in segment.hosts):
+                raise TopologyError(f"{host.name}: it is connected already, and a host has one interface")
+        if len({host.name for host in hosts}) < len(hosts):
+            raise TopologyError(f"{self.name}: a host cannot be connected to itself")
+        self.segments.append(Segment(kind, hosts))
+
+    def _expect(self, host: object, kind: type | tuple[type, ...], what: str) -> None:
+        if not isinstance(host, kind):
+            names = [each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))]
+            raise TopologyError(f"{self.name}: {what} a {' or '.join(names)}, not {getattr(host, 'name', host)!r}")
+        if not any(known is host for known in self.hosts):
+            raise TopologyError(f"{self.name}: {getattr(host, 'name', host)!r} is not in the topology: add it first")
