@@ -55,7 +55,6 @@ class PageAllocator:
         elif not zone_watermark_ok(len(free), mark, alloc_flags):
             return None
         page = free.pop()
-        page.pfmemalloc = False
         self.vmstat.pgalloc += 1
         return page
 
@@ -96,6 +95,7 @@ class PageAllocator:
             vmstat.gfp_memalloc_allocs += 1
         elif current.serving_softirq:
             vmstat.softirq_pf_memalloc_allocs += 1
+        page.from_reserve = True
         page.pfmemalloc = self.switches.slab_pfmemalloc
         return page
 
