@@ -1,0 +1,86 @@
+"""One memory node (pg_data_t): all parts of the memory model, put together over one block of RAM."""
+
+from __future__ import annotations
+
+from testbed.mm.kswapd import Kswapd
+from testbed.mm.memory import Memory
+from testbed.mm.oom_kill import OomKiller
+from testbed.mm.page_alloc import PageAllocator
+from testbed.mm.page_io import SwapDevice, SwapIO
+from testbed.mm.slub import KmemCache
+from testbed.mm.swap_state import SwapCache
+from testbed.mm.swapfile import SwapInfo
+from testbed.mm.vmscan import Vmscan
+from testbed.mm.vmstat import VmStat
+from testbed.mm.watermarks import PAGE_SIZE, compute
+from testbed.mm.zone import Zone
+from testbed.patches import Switches
+
+KMALLOC_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+class Node:
+    """The memory of one host.
+
+    Args:
+        ram: writable bytes, a multiple of PAGE_SIZE long; pages of user memory live in it.
+        swap_device: where pages go; its area has `swap_pages` slots, the header's included.
+        min_free_kbytes: KiB, or None for the kernel's default.
+    """
+
+    def __init__(
+        self,
+        ram: memoryview,
+        swap_device: SwapDevice,
+        swap_pages: int,
+        switches: Switches,
+        min_free_kbytes: int | None = None,
+    ) -> None:
+        self.switches = switches
+        self.vmstat = VmStat()
+        self.zone = Zone(ram, compute(len(ram) // PAGE_SIZE, min_free_kbytes))
+        self.page_alloc = PageAllocator(self.zone, self.vmstat, switches)
+        self.swap = SwapInfo(swap_pages)
+        self.swap_cache = SwapCache(self.swap, self.page_alloc)
+        self.swap_io = SwapIO(self.page_alloc, self.swap_cache, swap_device)
+        self.vmscan = Vmscan(self.page_alloc, self.swap_cache, self.swap_io)
+        self.kswapd = Kswapd(self.vmscan)
+        self.memory = Memory(self.page_alloc, self.swap_cache, self.swap_io)
+        self.oom_killer = OomKiller(self.vmstat, [self.vmscan.pfmemalloc_wait, self.page_alloc.progress])
+        self.caches: dict[str, KmemCache] = {"radix_tree_node": self.swap_cache.radix_tree_node}
+        for size in KMALLOC_SIZES:
+            self.kmem_cache_create(f"kmalloc-{size}", size)
+        self.page_alloc.wakeup_kswapd = self.kswapd.wakeup_kswapd
+        self.page_alloc.try_to_free_pages = self.vmscan.try_to_free_pages
+        self.page_alloc.out_of_memory = self.oom_killer.out_of_memory
+
+    def kmem_cache_create(self, name: str, object_size: int) -> KmemCache:
+        """`kmem_cache_create`: a cache of objects of `object_size` bytes."""
+        cache = self.caches[name] = KmemCache(name, object_size, self.page_alloc)
+        return cache
+
+    def kmalloc_cache(self, size: int) -> KmemCache:
+        """`kmalloc_slab`: the cache that serves `size` bytes.
+
+        Raises:
+            ValueError: more than a page, which this model does not serve.
+        """
+        for cache_size in KMALLOC_SIZES:
+            if size <= cache_size:
+                return self.caches[f"kmalloc-{cache_size}"]
+        raise ValueError(f"kmalloc of {size} bytes is more than a page")
+
+    def counters(self) -> dict[str, int]:
+        """All counters and gauges, with the names of /proc/vmstat."""
+        counters = self.vmstat.snapshot()
+        counters["nr_free_pages"] = self.zone.nr_free_pages
+        counters["nr_active_anon"] = len(self.zone.active_anon)
+        counters["nr_inactive_anon"] = len(self.zone.inactive_anon)
+        counters["reserve_min_free"] = self.zone.nr_free_min
+        return counters
+
+    def pages_leaked(self) -> int:
+        """Pages not on the free list once the empty slabs have been given back."""
+        for cache in self.caches.values():
+            cache.shrink()
+        return self.zone.managed - self.zone.nr_free_pages

@@ -1,0 +1,66 @@
+"""Who is running: the parts of `task_struct` and of the preempt count that memory allocation looks at.
+
+The model has no implicit `current`; every function that needs it takes it as an argument. A softirq runs on top
+of whatever task it interrupted, so it shares that task's flags: `do_softirq` shows what patch 05 does about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Task:
+    """A task (or the context that interrupted it) as the page allocator sees it."""
+
+    __slots__ = (
+        "bh_disabled",
+        "fatal_signal",
+        "hardirq",
+        "memdie",
+        "name",
+        "nice",
+        "pf_kthread",
+        "pf_memalloc",
+        "rss",
+        "serving_softirq",
+    )
+
+    def __init__(self, name: str, *, pf_kthread: bool = False, pf_memalloc: bool = False, nice: int = 0) -> None:
+        self.name = name
+        self.nice = nice
+        self.pf_kthread = pf_kthread
+        self.pf_memalloc = pf_memalloc
+        self.memdie = False
+        self.fatal_signal = False
+        self.hardirq = False
+        self.serving_softirq = False
+        self.bh_disabled = False
+        self.rss = 0
+
+    def __repr__(self) -> str:
+        return f"Task({self.name!r})"
+
+    @property
+    def in_interrupt(self) -> bool:
+        """`in_interrupt()`: a hard or soft interrupt is being served, or bottom halves are disabled."""
+        return self.hardirq or self.serving_softirq or self.bh_disabled
+
+
+@contextmanager
+def do_softirq(current: Task, *, softirq_pf_memalloc: bool) -> Iterator[Task]:
+    """`__do_softirq`: run a softirq on top of `current`.
+
+    With patch 05 the handler starts without the interrupted task's PF_MEMALLOC, and the task gets its own value
+    back afterwards whatever the handler did; without it the flag is simply shared (and the allocator ignores it).
+    """
+    saved = current.pf_memalloc
+    if softirq_pf_memalloc:
+        current.pf_memalloc = False
+    current.serving_softirq = True
+    try:
+        yield current
+    finally:
+        current.serving_softirq = False
+        if softirq_pf_memalloc:
+            current.pf_memalloc = saved

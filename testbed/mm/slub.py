@@ -1,0 +1,182 @@
+"""SLUB (mm/slub.c, 3.6 rules): caches of equal objects, one CPU slab, a list of partial slabs, and pfmemalloc.
+
+An object is represented by the slab that it lies in: what matters here is how many objects a slab has left and
+whether its page came from the reserve. Patch 02 makes objects of such slabs available to entitled callers only;
+patch 03 leaves that test out of the fast path, so an ordinary caller may drain the CPU slab an entitled one left.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from testbed.mm.gfp import gfp_pfmemalloc_allowed
+from testbed.mm.page import Page
+from testbed.mm.page_alloc import PageAllocator
+from testbed.mm.sched import Task
+from testbed.mm.watermarks import PAGE_SIZE
+
+
+class Slab:
+    """One slab page: `free` of its objects are unused. A reference to it stands for an object in it."""
+
+    __slots__ = ("cache", "free", "objects", "page", "partial", "pfmemalloc")
+
+    def __init__(self, cache: KmemCache, page: Page, objects: int) -> None:
+        self.cache = cache
+        self.page = page
+        self.objects = objects
+        self.free = objects
+        self.partial = False
+        self.pfmemalloc = page.pfmemalloc
+
+
+class KmemCache:
+    """`struct kmem_cache` with slabs of one page, on one CPU of one node.
+
+    Objects are `object_size` bytes. As many empty slabs stay on the partial list as `set_min_partial` allows.
+    """
+
+    def __init__(self, name: str, object_size: int, page_alloc: PageAllocator) -> None:
+        self.name = name
+        self.object_size = object_size
+        self.objects_per_slab = PAGE_SIZE // object_size
+        self.min_partial = max(5, min(10, (object_size.bit_length() - 1) // 2))
+        self.page_alloc = page_alloc
+        self.nr_slabs = 0
+        self.inuse = 0
+        self._cpu_slab: Slab | None = None
+        self._partial: OrderedDict[Slab, None] = OrderedDict()
+        self._switches = page_alloc.switches
+        self._vmstat = page_alloc.vmstat
+
+    def alloc(self, gfp_mask: int, current: Task) -> Slab | None:
+        """`slab_alloc`: one object, or None. Never sleeps; a caller with __GFP_WAIT uses `alloc_wait`."""
+        slab = self._take_fast(gfp_mask, current)
+        if slab is not None:
+            return slab
+        slab = self._take_partial(gfp_mask, current)
+        if slab is not None:
+            return slab
+        page = self.page_alloc.alloc_page_nowait(gfp_mask, current)
+        return None if page is None else self._take_new(page, gfp_mask, current)
+
+    async def alloc_wait(self, gfp_mask: int, current: Task) -> Slab | None:
+        """`slab_alloc` for a caller that may sleep in the page allocator."""
+        slab = self._take_fast(gfp_mask, current) or self._take_partial(gfp_mask, current)
+        if slab is not None:
+            return slab
+        page = await self.page_alloc.alloc_page(gfp_mask, current)
+        return None if page is None else self._take_new(page, gfp_mask, current)
+
+    def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        """`kmem_cache_alloc_bulk`: up to `count` objects, fewer only where `alloc` would have failed."""
+        taken: list[Slab] = []
+        while len(taken) < count:
+            slab = self.alloc(gfp_mask, current)
+            if slab is None:
+                break
+            taken.append(slab)
+            if slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True):
+                more = min(slab.free, count - len(taken))
+                slab.free -= more
+                self.inuse += more
+                taken.extend([slab] * more)
+        return taken
+
+    def free(self, slab: Slab) -> None:
+        """`slab_free`: give one object of `slab` back."""
+        slab.free += 1
+        self.inuse -= 1
+        if slab is self._cpu_slab:
+            return
+        if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+            self._discard(slab)
+        elif not slab.partial:
+            self._add_partial(slab)
+
+    def free_bulk(self, slabs: list[Slab]) -> None:
+        """`kmem_cache_free_bulk`."""
+        for slab in slabs:
+            self.free(slab)
+
+    def shrink(self) -> None:
+        """`kmem_cache_shrink`: deactivate the CPU slab and give every empty slab back to the page allocator."""
+        if self._cpu_slab is not None:
+            self._deactivate()
+        for slab in [slab for slab in self._partial if slab.free == slab.objects]:
+            self._discard(slab)
+
+    def _may_take(self, slab: Slab, gfp_mask: int, current: Task, *, fast: bool = False) -> bool:
+        """`pfmemalloc_match`; with patch 03 the fast path does not ask."""
+        if not slab.pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
+            return True
+        if fast and self._switches.slub_unchecked_fast_path:
+            self._vmstat.slab_pfmemalloc_leaked += 1
+            return True
+        return False
+
+    def _take_fast(self, gfp_mask: int, current: Task) -> Slab | None:
+        slab = self._cpu_slab
+        if slab is None or not slab.free:
+            return None
+        if slab.pfmemalloc and not self._may_take(slab, gfp_mask, current, fast=True):
+            self._vmstat.slab_pfmemalloc_mismatch += 1
+            self._deactivate()
+            return None
+        if slab.pfmemalloc:
+            self._vmstat.slab_pfmemalloc_fast_path += 1
+        slab.free -= 1
+        self.inuse += 1
+        return slab
+
+    def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
+        """`get_partial_node`: the first partial slab that this caller may use becomes the CPU slab."""
+        for slab in self._partial:
+            if not slab.pfmemalloc or self._may_take(slab, gfp_mask, current):
+                del self._partial[slab]
+                slab.partial = False
+                return self._take_from(slab)
+            self._vmstat.slab_pfmemalloc_mismatch += 1
+        return None
+
+    def _take_new(self, page: Page, gfp_mask: int, current: Task) -> Slab:
+        """`new_slab`: take the first object; a slab that this caller may not use is put aside after that."""
+        slab = Slab(self, page, self.objects_per_slab)
+        self.nr_slabs += 1
+        self._vmstat.nr_slab_unreclaimable += 1
+        if slab.pfmemalloc:
+            self._vmstat.slab_pfmemalloc_pages += 1
+        usable = self._may_take(slab, gfp_mask, current)
+        taken = self._take_from(slab)
+        if not usable:
+            self._deactivate()
+        return taken
+
+    def _take_from(self, slab: Slab) -> Slab:
+        if self._cpu_slab is not None:
+            self._deactivate()
+        self._cpu_slab = slab
+        slab.free -= 1
+        self.inuse += 1
+        return slab
+
+    def _deactivate(self) -> None:
+        slab, self._cpu_slab = self._cpu_slab, None
+        if slab is None or not slab.free:
+            return
+        if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+            self._discard(slab)
+        else:
+            self._add_partial(slab)
+
+    def _add_partial(self, slab: Slab) -> None:
+        slab.partial = True
+        self._partial[slab] = None
+
+    def _discard(self, slab: Slab) -> None:
+        if slab.partial:
+            del self._partial[slab]
+            slab.partial = False
+        self.nr_slabs -= 1
+        self._vmstat.nr_slab_unreclaimable -= 1
+        self.page_alloc.free_page(slab.page)

@@ -1,0 +1,110 @@
+"""Event counters and gauges under the names of /proc/vmstat (3.6), plus the few that only a model can have.
+
+Plain integer attributes, because they are bumped several times for every page.
+"""
+
+from __future__ import annotations
+
+GAUGES = (
+    "nr_active_anon",
+    "nr_inactive_anon",
+    "nr_slab_unreclaimable",
+    "nr_writeback",
+    "nr_throttled",
+)
+"""`nr_throttled` is the model's own: tasks asleep on pfmemalloc_wait."""
+
+EVENTS = (
+    "pgalloc",
+    "pgfree",
+    "pgfault",
+    "pgmajfault",
+    "pgactivate",
+    "pgdeactivate",
+    "pgscan_kswapd",
+    "pgscan_direct",
+    "pgsteal_kswapd",
+    "pgsteal_direct",
+    "pgscan_direct_throttle",
+    "pswpin",
+    "pswpout",
+    "swap_ra",
+    "swap_ra_hit",
+    "allocstall",
+    "pageoutrun",
+    "kswapd_wake",
+    "nr_vmscan_write",
+    "oom_kill",
+    "page_allocation_failure",
+)
+
+RESERVE_EVENTS = (
+    "no_watermark_allocs",
+    "no_watermark_failures",
+    "gfp_memalloc_allocs",
+    "gfp_memalloc_refused",
+    "softirq_pf_memalloc_allocs",
+    "softirq_pf_memalloc_refused",
+    "slab_pfmemalloc_pages",
+    "slab_pfmemalloc_leaked",
+    "slab_pfmemalloc_fast_path",
+    "slab_pfmemalloc_mismatch",
+    "throttle_low_reserve",
+    "throttle_waits",
+    "throttle_uncounted",
+)
+"""What the patches do to the reserve; not in any kernel's vmstat."""
+
+
+class VmStat:
+    """All memory counters of one host."""
+
+    __slots__ = GAUGES + EVENTS + RESERVE_EVENTS
+
+    def __init__(self) -> None:
+        for name in self.__slots__:
+            setattr(self, name, 0)
+
+    nr_active_anon: int
+    nr_inactive_anon: int
+    nr_slab_unreclaimable: int
+    nr_writeback: int
+    nr_throttled: int
+    pgalloc: int
+    pgfree: int
+    pgfault: int
+    pgmajfault: int
+    pgactivate: int
+    pgdeactivate: int
+    pgscan_kswapd: int
+    pgscan_direct: int
+    pgsteal_kswapd: int
+    pgsteal_direct: int
+    pgscan_direct_throttle: int
+    pswpin: int
+    pswpout: int
+    swap_ra: int
+    swap_ra_hit: int
+    allocstall: int
+    pageoutrun: int
+    kswapd_wake: int
+    nr_vmscan_write: int
+    oom_kill: int
+    page_allocation_failure: int
+    no_watermark_allocs: int
+    no_watermark_failures: int
+    gfp_memalloc_allocs: int
+    gfp_memalloc_refused: int
+    softirq_pf_memalloc_allocs: int
+    softirq_pf_memalloc_refused: int
+    slab_pfmemalloc_pages: int
+    slab_pfmemalloc_leaked: int
+    slab_pfmemalloc_fast_path: int
+    slab_pfmemalloc_mismatch: int
+    throttle_low_reserve: int
+    throttle_waits: int
+    throttle_uncounted: int
+
+    def snapshot(self) -> dict[str, int]:
+        """All counters by name."""
+        return {name: getattr(self, name) for name in self.__slots__}

@@ -1,0 +1,255 @@
+"""The server's half of a connection: bytes in, frozen events out, no socket.
+
+The stream is received into `next_buffers()`. Requests are found in a staging buffer; the payload of a WRITE is received
+straight into the memory where its export wants it to land, followed by more staging for the requests behind it. After a
+long payload only little staging is offered, so that the next long payload lands in place too.
+
+Every request is checked here, so an event can be carried out as it is; what the checks refuse comes out as `Refused`,
+after its payload (if any) has been thrown away, and the stream goes on. Memory is bounded: the staging, and one landing
+of at most MAX_REQUEST_LENGTH.
+"""
+
+from collections.abc import Generator, Mapping
+from typing import NamedTuple, Protocol
+
+from testbed.nbd.constants import (
+    MAX_REQUEST_LENGTH,
+    NBD_CMD_FLAG_FUA,
+    NBD_REQUEST_MAGIC,
+    NBD_SIMPLE_REPLY_MAGIC,
+    REQUEST,
+    SIMPLE_REPLY,
+    Command,
+    NbdErrno,
+)
+from testbed.nbd.server_handshake import Described, ProtocolError, ServerHandshake
+
+STAGING = 256 << 10  # bytes
+LONG_PAYLOAD = 32 << 10  # bytes; a payload this long is worth a call of its own
+STAGING_AFTER_LONG = 1024  # bytes
+
+NBD_CMD_READ = int(Command.NBD_CMD_READ)
+NBD_CMD_WRITE = int(Command.NBD_CMD_WRITE)
+NBD_CMD_DISC = int(Command.NBD_CMD_DISC)
+NBD_CMD_FLUSH = int(Command.NBD_CMD_FLUSH)
+NBD_CMD_TRIM = int(Command.NBD_CMD_TRIM)
+
+
+class Landing(Described, Protocol):
+    """An export, as far as the protocol needs it."""
+
+    def landing(self, offset: int, length: int) -> memoryview:
+        """Writable memory of `length` bytes for the payload of a WRITE at `offset`."""
+        ...
+
+
+class ExportChosen(NamedTuple):
+    """The handshake is over; the events that follow concern this export."""
+
+    name: str
+
+
+class Read(NamedTuple):
+    handle: int
+    offset: int
+    length: int
+
+
+class Write(NamedTuple):
+    """The payload is complete, in the memory that the export gave for it."""
+
+    handle: int
+    offset: int
+    data: memoryview
+    fua: bool
+
+
+class Flush(NamedTuple):
+    handle: int
+
+
+class Trim(NamedTuple):
+    handle: int
+    offset: int
+    length: int
+    fua: bool
+
+
+class Refused(NamedTuple):
+    """To be answered with `error`, an NBD_E... number."""
+
+    handle: int
+    error: int
+
+
+class Disconnect(NamedTuple):
+    """The client takes its leave: answer what came before, then hang up. Nothing is parsed after it."""
+
+
+class Violation(NamedTuple):
+    """The client broke the protocol beyond repair, for this reason: hang up. Nothing is parsed after it."""
+
+    reason: str
+
+
+Event = ExportChosen | Read | Write | Flush | Trim | Refused | Disconnect | Violation
+
+
+def simple_reply(handle: int, error: int = 0) -> bytes:
+    """The header that answers a request; a READ's data follows it if `error` is 0 (spec: "Simple reply message")."""
+    return SIMPLE_REPLY.pack(NBD_SIMPLE_REPLY_MAGIC, error, handle)
+
+
+class ServerProtocol:
+    """One connection to a server of `exports`, from the greeting on."""
+
+    def __init__(self, exports: Mapping[str, Landing]) -> None:
+        self._exports = exports
+        self._handshake = ServerHandshake(exports)
+        self._negotiation: Generator[int, bytes, str | None] | None = self._handshake.negotiate()
+        self._needed = next(self._negotiation)
+        self._closed = False
+        self._size = 0
+        self._read_only = False
+        self._export: Landing
+        self._staging = memoryview(bytearray(STAGING))
+        self._staged = 0  # bytes not yet parsed, at the start of the staging
+        self._payload = self._staging[:0]  # what is still to fill of the WRITE in progress
+        self._write: Write
+        self._skip = 0  # bytes still to throw away of a refused WRITE
+        self._refused: Refused
+        self._long = False
+
+    @property
+    def answering(self) -> bool:
+        """`data_to_send` has something."""
+        return bool(self._handshake.output)
+
+    def data_to_send(self) -> bytes:
+        """The handshake's bytes for the client since the last call."""
+        data = bytes(self._handshake.output)
+        self._handshake.output.clear()
+        return data
+
+    def next_buffers(self) -> list[memoryview]:
+        """Where the next bytes of the stream belong, in order."""
+        staging = self._staging[self._staged : STAGING_AFTER_LONG if self._long else STAGING]
+        return [self._payload, staging] if self._payload else [staging]
+
+    def received(self, count: int) -> list[Event]:
+        """`count` bytes were put into `next_buffers()`; what they complete."""
+        events: list[Event] = []
+        if self._closed:
+            return events
+        payload = len(self._payload)
+        if payload:
+            self._payload = self._payload[count:]
+            if count < payload:
+                return events
+            events.append(self._write)
+            count -= payload
+        end = self._staged + count
+        at = 0
+        if self._negotiation is not None:
+            at = self._negotiate(self._negotiation, end, events)
+        if self._negotiation is None and not self._closed:
+            at = self._requests(at, end, events)
+        self._staged = 0 if self._closed else end - at
+        if at and self._staged:
+            self._staging[: end - at] = bytes(self._staging[at:end])
+        return events
+
+    def _negotiate(self, negotiation: Generator[int, bytes, str | None], end: int, events: list[Event]) -> int:
+        """Feed the handshake from the staging; returns up to where."""
+        at = 0
+        while end - at >= self._needed:
+            portion = bytes(self._staging[at : at + self._needed])
+            at += self._needed
+            try:
+                self._needed = negotiation.send(portion)
+            except StopIteration as choice:
+                self._negotiation = None
+                if choice.value is None:
+                    self._closed = True
+                    events.append(Disconnect())
+                else:
+                    self._export = self._exports[choice.value]
+                    self._size = self._export.size
+                    self._read_only = self._export.read_only
+                    events.append(ExportChosen(choice.value))
+                break
+            except ProtocolError as error:
+                self._closed = True
+                events.append(Violation(str(error)))
+                break
+        return at
+
+    def _requests(self, at: int, end: int, events: list[Event]) -> int:
+        """Parse the requests in the staging; returns up to where."""
+        staging, size, unpack, header = self._staging, self._size, REQUEST.unpack_from, REQUEST.size
+        while True:
+            if self._skip:
+                skipped = min(self._skip, end - at)
+                self._skip -= skipped
+                at += skipped
+                if self._skip:
+                    return at
+                events.append(self._refused)
+            if end - at < header:
+                return at
+            magic, flags, command, handle, offset, length = unpack(staging, at)
+            if magic != NBD_REQUEST_MAGIC:
+                self._closed = True
+                events.append(Violation(f"the client's request has the wrong magic {magic:#x}"))
+                return end
+            at += header
+            if command == NBD_CMD_READ and not flags and offset + length <= size and length <= MAX_REQUEST_LENGTH:
+                events.append(Read(handle, offset, length))
+                continue
+            error = self._check(command, flags, offset, length)
+            if command == NBD_CMD_WRITE:
+                if error:
+                    self._refused, self._skip = Refused(handle, error), length
+                    if not length:
+                        events.append(self._refused)
+                    continue
+                landing = self._export.landing(offset, length)
+                write = Write(handle, offset, landing, bool(flags))
+                self._long = length >= LONG_PAYLOAD
+                if end - at < length:
+                    landing[: end - at] = staging[at:end]
+                    self._write, self._payload = write, landing[end - at :]
+                    return end
+                landing[:] = staging[at : at + length]
+                at += length
+                events.append(write)
+            elif error:
+                events.append(Refused(handle, error))
+            elif command == NBD_CMD_READ:
+                events.append(Read(handle, offset, length))
+            elif command == NBD_CMD_FLUSH:
+                events.append(Flush(handle))
+            elif command == NBD_CMD_TRIM:
+                events.append(Trim(handle, offset, length, bool(flags)))
+            else:
+                self._closed = True
+                events.append(Disconnect())
+                return end
+
+    def _check(self, command: int, flags: int, offset: int, length: int) -> int:
+        """The NBD_E... number a request deserves, 0 if it is in order (spec: "Error values", "Request types")."""
+        if command == NBD_CMD_DISC:
+            return 0
+        if command not in (NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_FLUSH, NBD_CMD_TRIM):
+            return NbdErrno.NBD_EINVAL
+        if flags & ~(0 if self._read_only else NBD_CMD_FLAG_FUA):
+            return NbdErrno.NBD_EINVAL
+        if command == NBD_CMD_FLUSH:
+            return NbdErrno.NBD_EINVAL if offset or length else 0
+        if self._read_only and command != NBD_CMD_READ:
+            return NbdErrno.NBD_EPERM
+        if command != NBD_CMD_TRIM and length > MAX_REQUEST_LENGTH:
+            return NbdErrno.NBD_EINVAL
+        if offset + length > self._size:
+            return NbdErrno.NBD_ENOSPC if command == NBD_CMD_WRITE else NbdErrno.NBD_EINVAL
+        return 0

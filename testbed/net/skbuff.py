@@ -1,0 +1,136 @@
+"""sk_buffs and their memory (net/core/skbuff.c): a head, data behind it, and whether the data came from the reserve.
+
+`kmalloc_reserve` first asks without the reserve and only then, if the caller may, with it: that second attempt is
+what marks an skb pfmemalloc. So receive buffers turn pfmemalloc at half of min, before GFP_ATOMIC would fail.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
+from testbed.mm.node import Node
+from testbed.mm.sched import Task
+from testbed.mm.slub import KmemCache, Slab
+from testbed.net.snmp import NetStat
+
+SK_BUFF_SIZE: Final = 256
+SK_BUFF_FCLONE_SIZE: Final = 512
+SKB_SHARED_INFO_SIZE: Final = 320
+NET_SKB_PAD: Final = 64
+ETH_FRAME_OVERHEAD: Final = 22
+"""Ethernet header, one VLAN tag and the frame check sequence, bytes."""
+
+
+class SkBuff:
+    """One sk_buff. `truesize` is what the socket is charged for it, bytes; `users` counts the clones of its data."""
+
+    __slots__ = ("data", "head", "origin", "pfmemalloc", "truesize", "users")
+
+    def __init__(self, head: Slab, data: Slab, pfmemalloc: bool, truesize: int) -> None:
+        self.head = head
+        self.data = data
+        self.pfmemalloc = pfmemalloc
+        self.truesize = truesize
+        self.users = 1
+        self.origin: SkBuff | None = None
+
+
+def skb_data_size(payload: int) -> int:
+    """Bytes that kmalloc is asked for to hold a linear buffer of `payload` bytes and its skb_shared_info."""
+    aligned = (payload + NET_SKB_PAD + 63) & ~63
+    return aligned + SKB_SHARED_INFO_SIZE
+
+
+class SkbMemory:
+    """Allocates and frees the skbs of one host.
+
+    Args:
+        mtu: the link's MTU, bytes; receive buffers hold one frame of it.
+    """
+
+    def __init__(self, node: Node, netstat: NetStat, mtu: int) -> None:
+        self.node = node
+        self.netstat = netstat
+        self.switches = node.switches
+        self.skbuff_head_cache = node.kmem_cache_create("skbuff_head_cache", SK_BUFF_SIZE)
+        self.skbuff_fclone_cache = node.kmem_cache_create("skbuff_fclone_cache", SK_BUFF_FCLONE_SIZE)
+        self.rx_cache = node.kmalloc_cache(skb_data_size(mtu + ETH_FRAME_OVERHEAD))
+        self.rx_truesize = self.rx_cache.object_size + SK_BUFF_SIZE
+
+    def alloc_skb(self, size: int, gfp_mask: int, current: Task) -> SkBuff | None:
+        """`__alloc_skb` for `size` bytes of linear data; None when there is no memory."""
+        head = self.skbuff_head_cache.alloc(gfp_mask, current)
+        if head is None:
+            return None
+        cache = self.node.kmalloc_cache(skb_data_size(size))
+        data, pfmemalloc = self.kmalloc_reserve(cache, 1, gfp_mask, current)
+        if not data:
+            self.skbuff_head_cache.free(head)
+            return None
+        return SkBuff(head, data[0], pfmemalloc == 1, cache.object_size + SK_BUFF_SIZE)
+
+    def kmalloc_reserve(
+        self, cache: KmemCache, count: int, gfp_mask: int, current: Task
+    ) -> tuple[list[Slab], int]:
+        """Patch 09's `kmalloc_reserve`, `count` times: the objects, and how many of them (the last) are pfmemalloc."""
+        if not self.switches.skb_pfmemalloc:
+            return cache.alloc_bulk(count, gfp_mask, current), 0
+        objects = cache.alloc_bulk(count, gfp_mask | GFP_NOMEMALLOC | GFP_NOWARN, current)
+        missing = count - len(objects)
+        if not missing or not gfp_pfmemalloc_allowed(gfp_mask, current, self.switches):
+            return objects, 0
+        reserve = cache.alloc_bulk(missing, gfp_mask, current)
+        objects += reserve
+        return objects, len(reserve)
+
+    def alloc_rx_skbs(self, count: int, gfp_mask: int, current: Task, memalloc_socks: int) -> list[SkBuff]:
+        """`netdev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
+
+        With patch 09, and while there are SOCK_MEMALLOC sockets, these requests carry __GFP_MEMALLOC.
+        """
+        rx_memalloc = self.switches.skb_pfmemalloc and memalloc_socks > 0
+        if rx_memalloc:
+            gfp_mask |= GFP_MEMALLOC
+        heads = self.skbuff_head_cache.alloc_bulk(count, gfp_mask, current)
+        data, pfmemalloc = self.kmalloc_reserve(self.rx_cache, len(heads), gfp_mask, current)
+        for head in heads[len(data) :]:
+            self.skbuff_head_cache.free(head)
+        netstat = self.netstat
+        netstat.alloc_rx_buff += len(data)
+        netstat.alloc_rx_buff_failed += count - len(data)
+        netstat.rx_skb_pfmemalloc += pfmemalloc
+        if not rx_memalloc:
+            netstat.rx_skb_reserve_refused += count - len(data)
+        ordinary = len(data) - pfmemalloc
+        truesize = self.rx_truesize
+        return [
+            SkBuff(head, buffer, position >= ordinary, truesize)
+            for position, (head, buffer) in enumerate(zip(heads, data, strict=False))
+        ]
+
+    def skb_clone(self, skb: SkBuff, gfp_mask: int, current: Task) -> SkBuff | None:
+        """`skb_clone`: a second head on the same data, pfmemalloc like the first."""
+        if skb.pfmemalloc and self.switches.skb_pfmemalloc:
+            gfp_mask |= GFP_MEMALLOC
+        head = self.skbuff_head_cache.alloc(gfp_mask, current)
+        if head is None:
+            return None
+        owner = skb.origin or skb
+        owner.users += 1
+        clone = SkBuff(head, skb.data, skb.pfmemalloc, skb.truesize)
+        clone.origin = owner
+        return clone
+
+    def kfree_skb(self, skb: SkBuff) -> None:
+        """`kfree_skb`: free the head, and the data with its last user."""
+        self.skbuff_head_cache.free(skb.head)
+        owner = skb.origin or skb
+        owner.users -= 1
+        if not owner.users:
+            owner.data.cache.free(owner.data)
+
+    def kfree_skbs(self, skbs: list[SkBuff]) -> None:
+        """`kfree_skb` for many."""
+        for skb in skbs:
+            self.kfree_skb(skb)

@@ -1,0 +1,144 @@
+"""Transmit memory of a TCP socket (net/ipv4/tcp.c, tcp_output.c): data lives in skb pages until the peer has ACKed it.
+
+`kernel_sendmsg` copies, so each page that goes out costs another page until then. Requests are made with the
+socket's sk_allocation; ACKs and other control packets with GFP_ATOMIC through sk_allocation() (patch 07).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from testbed.mm.gfp import GFP_ATOMIC
+from testbed.mm.page import Page
+from testbed.mm.sched import Task
+from testbed.mm.slub import Slab
+from testbed.mm.wait import WaitQueue
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.skbuff import SkbMemory
+from testbed.net.sock import Sock, SocketMemory
+
+MAX_TCP_HEADER = 192
+MAX_SKB_PAGES = 16
+"""Pages of data in one skb: 64 KiB, the largest that TCP segmentation offload takes."""
+
+
+STREAM_WAIT_MEMORY = 0.1
+"""Seconds until a failed request for send memory is repeated, if no acknowledgement comes before that."""
+
+
+@dataclass(slots=True)
+class TxSkb:
+    """An skb on the write queue: an fclone head, a small linear part, pages of data ending at stream offset `end`."""
+
+    head: Slab
+    linear: Slab
+    pages: list[Page]
+    end: int
+    truesize: int = 0
+
+
+class TcpSendQueue:
+    """The write queue of one TCP socket.
+
+    Args:
+        sndbuf: SO_SNDBUF limit on the true size of unacknowledged skbs, bytes.
+    """
+
+    def __init__(self, sk: Sock, skb_memory: SkbMemory, sndbuf: int) -> None:
+        self.sk = sk
+        self.skb_memory = skb_memory
+        self.page_alloc = skb_memory.node.page_alloc
+        self.linear_cache = skb_memory.node.kmalloc_cache(MAX_TCP_HEADER + 320)
+        self.sndbuf = sndbuf
+        self.wmem_queued = 0
+        self.write_seq = 0
+        self.sk_wmem_wait = WaitQueue()
+        self._queue: deque[TxSkb] = deque()
+
+    async def tcp_sendmsg(self, size: int, current: Task) -> None:
+        """Take the memory to queue `size` bytes: waits for send buffer space and, if it must, for memory.
+
+        A request that fails (only a PF_MEMALLOC caller's can) is repeated later (`sk_stream_wait_memory`).
+        """
+        end = self.write_seq + size
+        while self.write_seq < end:
+            while self.wmem_queued >= self.sndbuf:
+                await self.sk_wmem_wait.wait(nice=current.nice)
+            if not await self._add_skb(min(end - self.write_seq, MAX_SKB_PAGES * PAGE_SIZE), current):
+                await self.sk_wmem_wait.wait(STREAM_WAIT_MEMORY, current.nice)
+
+    async def _add_skb(self, size: int, current: Task) -> bool:
+        """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data."""
+        gfp_mask = self.sk.sk_allocation
+        objects: list[Slab] = []
+        pages: list[Page] = []
+        try:
+            for cache in (self.skb_memory.skbuff_fclone_cache, self.linear_cache):
+                taken = await cache.alloc_wait(gfp_mask, current)
+                if taken is None:
+                    return False
+                objects.append(taken)
+            while len(pages) * PAGE_SIZE < size:
+                page = await self.page_alloc.alloc_page(gfp_mask, current)
+                if page is None:
+                    break
+                pages.append(page)
+            if pages:
+                self._queue_skb(TxSkb(objects[0], objects[1], pages, self.write_seq + min(size, len(pages) * PAGE_SIZE)))
+                objects, pages = [], []
+                return True
+            return False
+        finally:
+            self.page_alloc.free_pages(pages)
+            for taken in objects:
+                taken.cache.free(taken)
+
+    def _queue_skb(self, skb: TxSkb) -> None:
+        skb.truesize = len(skb.pages) * PAGE_SIZE + skb.linear.cache.object_size + skb.head.cache.object_size
+        self.write_seq = skb.end
+        self.wmem_queued += skb.truesize
+        self._queue.append(skb)
+
+    def tcp_clean_rtx_queue(self, acked: int) -> None:
+        """The peer has acknowledged the stream up to offset `acked`: free the skbs that lie before it."""
+        queue = self._queue
+        if not queue or queue[0].end > acked:
+            return
+        pages: list[Page] = []
+        while queue and queue[0].end <= acked:
+            pages += self._unlink(queue.popleft())
+        self.page_alloc.free_pages(pages)
+        if self.wmem_queued < self.sndbuf:
+            self.sk_wmem_wait.wake_all()
+
+    def _unlink(self, skb: TxSkb) -> list[Page]:
+        self.wmem_queued -= skb.truesize
+        skb.head.cache.free(skb.head)
+        skb.linear.cache.free(skb.linear)
+        return skb.pages
+
+    def purge(self) -> None:
+        """The socket is closed: free everything (`tcp_write_queue_purge`)."""
+        pages: list[Page] = []
+        while self._queue:
+            pages += self._unlink(self._queue.popleft())
+        self.page_alloc.free_pages(pages)
+        self.sk_wmem_wait.wake_all()
+
+
+def send_control_packets(
+    count: int, sk: Sock | None, skb_memory: SkbMemory, socket_memory: SocketMemory, current: Task
+) -> int:
+    """How many of `count` small packets of the stack itself (`tcp_send_ack`, an ARP or ICMP reply) find an skb.
+
+    Each lives until the NIC has sent it, which here is at once, so one after the other reuses the same memory.
+    """
+    gfp_mask = GFP_ATOMIC
+    for _ in range(count):
+        gfp_mask = socket_memory.gfp_for(sk, GFP_ATOMIC)
+    skb = skb_memory.alloc_skb(MAX_TCP_HEADER, gfp_mask, current)
+    if skb is None:
+        return 0
+    skb_memory.kfree_skb(skb)
+    return count

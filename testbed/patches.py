@@ -1,0 +1,134 @@
+"""The 16 patches of "Swap-over-NBD without deadlocking" (V9): numbers, titles, dependencies, presets.
+
+`enabled` turns "everything but these" into a checked set of patch numbers; `Switches` gives each patch the name
+of what it changes, so that the model asks `switches.gfp_memalloc` and not `4 in patches`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+
+class PatchError(ValueError):
+    """A set of patches that makes no sense; the message is one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One patch: its number in V9, its title as posted, the patches it builds on, and what limits it here."""
+
+    number: int
+    title: str
+    depends_on: frozenset[int] = frozenset()
+    acts_on: str = ""
+    """What a host needs for this patch to change anything, if the emulated client does not have it; else empty."""
+
+
+def _patch(number: int, title: str, *depends_on: int, acts_on: str = "") -> Patch:
+    return Patch(number, title, frozenset(depends_on), acts_on)
+
+
+PATCHES: dict[int, Patch] = {
+    patch.number: patch
+    for patch in (
+        _patch(1, "mm: Serialize access to min_free_kbytes", acts_on="several writers of min_free_kbytes"),
+        _patch(2, "mm: sl[au]b: Add knowledge of PFMEMALLOC reserve pages"),
+        _patch(3, "mm: slub: Optimise the SLUB fast path to avoid pfmemalloc checks", 2),
+        _patch(4, "mm: Introduce __GFP_MEMALLOC to allow access to emergency reserves"),
+        _patch(5, "mm: allow PF_MEMALLOC from softirq context"),
+        _patch(6, "mm: Ignore mempolicies when using ALLOC_NO_WATERMARK", acts_on="two memory nodes"),
+        _patch(7, "net: Introduce sk_allocation() to allow addition of GFP flags depending on the individual socket"),
+        _patch(8, "netvm: Allow the use of __GFP_MEMALLOC by specific sockets", 4, 7),
+        _patch(9, "netvm: Allow skb allocation to use PFMEMALLOC reserves", 4, 8),
+        _patch(10, "netvm: Propagate page->pfmemalloc to skb", 2, acts_on="a driver that receives into page fragments"),
+        _patch(
+            11,
+            "netvm: Propagate page->pfmemalloc from netdev_alloc_page to skb",
+            2,
+            4,
+            acts_on="a driver that receives into pages",
+        ),
+        _patch(12, "netvm: Set PF_MEMALLOC as appropriate during SKB processing", 5),
+        _patch(13, "mm: Micro-optimise slab to avoid a function call", 2, 9, acts_on="the SLAB allocator"),
+        _patch(14, "nbd: Set SOCK_MEMALLOC for access to PFMEMALLOC reserves", 4, 8),
+        _patch(
+            15, "mm: Throttle direct reclaimers if PF_MEMALLOC reserves are low and swap is backed by network storage"
+        ),
+        _patch(16, "mm: Account for the number of times direct reclaimers get throttled", 15),
+    )
+}
+
+PRESETS: dict[str, frozenset[int]] = {"vanilla": frozenset(), "series": frozenset(PATCHES)}
+
+
+def enabled(without: Iterable[int], force: bool = False) -> frozenset[int]:
+    """The patches that are on when those in `without` are off.
+
+    With `force`, a patch whose base is off stays on and does what its code can do without the base.
+
+    Raises:
+        PatchError: a number outside 1..16; a patch that cannot act on the emulated client, so that switching it
+            off would show nothing; or (unless `force`) a patch that is on while one it depends on is off.
+    """
+    off = frozenset(without)
+    for number in sorted(off):
+        if number not in PATCHES:
+            raise PatchError(f"there is no patch {number}: the series has patches 1 to {len(PATCHES)}")
+    on = frozenset(PATCHES) - off
+    if off != frozenset(PATCHES):
+        _refuse_idle(off)
+    if not force:
+        _refuse_unmet(on, off)
+    return on
+
+
+def _refuse_idle(off: frozenset[int]) -> None:
+    for number in sorted(off):
+        if needs := PATCHES[number].acts_on:
+            raise PatchError(
+                f"patch {number} acts only on {needs}, which this client does not have: switching it off shows nothing"
+            )
+
+
+def _refuse_unmet(on: frozenset[int], off: frozenset[int]) -> None:
+    orphans = {number for number in on if PATCHES[number].depends_on & off and not PATCHES[number].acts_on}
+    if not orphans:
+        return
+    closure = set(off)
+    while grown := {n for n in on - closure if PATCHES[n].depends_on & closure and not PATCHES[n].acts_on}:
+        closure |= grown
+    base = min(min(PATCHES[number].depends_on & off) for number in orphans)
+    names = ", ".join(map(str, sorted(orphans)))
+    wanted = ",".join(map(str, sorted(closure)))
+    raise PatchError(
+        f"patch {names} builds on patch {base}, which is off: use --without {wanted}, or --force to leave it on"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """One flag for each patch, in the order of the series, named after what the patch changes."""
+
+    serialize_min_free_kbytes: bool = True
+    slab_pfmemalloc: bool = True
+    slub_unchecked_fast_path: bool = True
+    gfp_memalloc: bool = True
+    softirq_pf_memalloc: bool = True
+    ignore_mempolicies: bool = True
+    sk_allocation: bool = True
+    sock_memalloc: bool = True
+    skb_pfmemalloc: bool = True
+    skb_frag_pfmemalloc: bool = True
+    netdev_page_pfmemalloc: bool = True
+    receive_pf_memalloc: bool = True
+    slab_inline: bool = True
+    nbd_memalloc: bool = True
+    throttle_direct_reclaim: bool = True
+    count_throttle: bool = True
+
+    @classmethod
+    def of(cls, patches: Iterable[int]) -> Switches:
+        """The switches for a set of patch numbers that are on."""
+        on = frozenset(patches)
+        return cls(*(number in on for number, _ in enumerate(fields(cls), start=1)))
