@@ -22,6 +22,7 @@ from testbed.experiment.evidence import (
     seconds,
     section,
 )
+from testbed.net.drop_reason import DropReason
 from testbed.patches import PATCHES
 
 Finding = tuple[bool | None, str]
@@ -234,8 +235,9 @@ def _ledger_complaint(report: Mapping[str, Any] | None, dropped: dict[str, int],
         reason = section(row).get("reason")
         if not isinstance(reason, str):
             raise Missing("the reason in a ledger row")
-        found[reason] = found.get(reason, 0) + number(row, "count")
-    listed = found.pop("delivered", 0)
+        found[reason] = found.get(reason, 0) + number(row, "frames")
+    listed = found.pop(DropReason.DELIVERED.name, 0)
+    found.pop(DropReason.TX_NOMEM.name, None)
     if listed != delivered:
         return f"{delivered} frames were delivered, but the ledger has {listed}"
     for reason in sorted(set(found) | {reason for reason, count in dropped.items() if count}):

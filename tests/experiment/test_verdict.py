@@ -18,8 +18,8 @@ TALLIES = [
     ("frames", "received"),
     ("frames", "delivered"),
     ("frames", "pending"),
-    ("frames", "dropped", "pfmemalloc"),
-    ("frames", "dropped", "rcvbuf"),
+    ("frames", "dropped", "PFMEMALLOC"),
+    ("frames", "dropped", "SOCKET_RCVBUFF"),
     ("interfaces", "wire_rx_packets"),
     ("interfaces", "tp_drops"),
     ("interfaces", "inner_rx_packets"),
@@ -167,7 +167,7 @@ def hide_from_frames(told: dict[str, Any]) -> None:
 
 
 def hide_from_ledger(told: dict[str, Any]) -> None:
-    told["ledger"] = [row for row in told["ledger"] if row["reason"] == "delivered"]
+    told["ledger"] = [row for row in told["ledger"] if row["reason"] == "DELIVERED"]
 
 
 def hide_from_both(told: dict[str, Any]) -> None:
@@ -185,7 +185,7 @@ def hide_with_the_received(told: dict[str, Any]) -> None:
 def hide_as_delivered(told: dict[str, Any]) -> None:
     """As if they had been delivered: the real sockets know better."""
     told["frames"] |= {"delivered": 30000, "dropped": {}}
-    told["ledger"] = [{"reason": "delivered", "count": 30000}]
+    told["ledger"] = [{"reason": "DELIVERED", "frames": 30000}]
     told["interfaces"]["inner_delivered"] += 1000
 
 

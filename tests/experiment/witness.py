@@ -20,7 +20,7 @@ def report() -> dict[str, Any]:
         "frames": {
             "received": 30000,
             "delivered": 29000,
-            "dropped": {"pfmemalloc": 700, "rcvbuf": 297, "rx_missed": 3},
+            "dropped": {"PFMEMALLOC": 700, "SOCKET_RCVBUFF": 297, "RX_MISSED": 3},
             "pending": 0,
             "unrelated_pfmemalloc": 700,
             "unrelated_pfmemalloc_delivered": 0,
@@ -55,11 +55,12 @@ def report() -> dict[str, Any]:
             if not patch.acts_on
         },
         "ledger": [
-            {"reason": "delivered", "count": 28000, "socket": "swap"},
-            {"reason": "delivered", "count": 1000, "socket": "canary"},
-            {"reason": "pfmemalloc", "count": 700},
-            {"reason": "rcvbuf", "count": 297},
-            {"reason": "rx_missed", "count": 3},
+            {"reason": "DELIVERED", "frames": 28000, "socket": "swap"},
+            {"reason": "DELIVERED", "frames": 1000, "socket": "canary"},
+            {"reason": "PFMEMALLOC", "frames": 700},
+            {"reason": "SOCKET_RCVBUFF", "frames": 297},
+            {"reason": "RX_MISSED", "frames": 3},
+            {"reason": "TX_NOMEM", "frames": 8},
         ],
     }
 
