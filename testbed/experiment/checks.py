@@ -1,0 +1,274 @@
+"""The eight checks of a run, each a function from one client's evidence to (ok, evidence in words).
+
+A check says True only for what it has seen. Evidence that is missing raises `Missing`, which the verdict turns into a
+failed check. `None` (nothing to check) exists for the two checks about the flood, when none was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
+from typing import Any
+
+from testbed.experiment.deadlock import diagnose
+from testbed.experiment.evidence import (
+    Canary,
+    ClientEvidence,
+    Missing,
+    Observation,
+    RunEvidence,
+    gauge,
+    number,
+    seconds,
+    section,
+)
+from testbed.net.drop_reason import DropReason
+from testbed.patches import PATCHES
+
+Finding = tuple[bool | None, str]
+CheckFunction = Callable[[ClientEvidence, RunEvidence], Finding]
+
+
+def canary_before(client: ClientEvidence, _: RunEvidence) -> Finding:
+    """Unrelated traffic arrives before there is pressure: all of it, since nothing is in its way yet."""
+    canary = _canary(client.canary_before, "the canary before the workload")
+    text = f"{canary.received} of {canary.sent} datagrams arrived before the workload"
+    return canary.received == canary.sent, text
+
+
+def drops_happen(client: ClientEvidence, _: RunEvidence) -> Finding:
+    """Under the flood, frames for unrelated sockets sat in reserve memory, and each of them was dropped."""
+    found = number(client.report, "frames", "unrelated_pfmemalloc")
+    delivered = number(client.report, "frames", "unrelated_pfmemalloc_delivered")
+    dropped = number(client.report, "frames", "unrelated_pfmemalloc_dropped")
+    everything = sum(_counts(client.report, "frames", "dropped").values())
+    if delivered:
+        return False, f"{delivered} of {found} pfmemalloc frames for unrelated sockets were delivered"
+    if found != dropped:
+        return False, f"{found} pfmemalloc frames for unrelated sockets, but {dropped} of them were dropped"
+    if everything < dropped:
+        return False, f"{dropped} pfmemalloc frames were dropped, but only {everything} drops have a reason"
+    if not client.flood_asked:
+        return (None, "no flood: nothing that would have to be dropped") if not found else (True, _all_dropped(found))
+    if not client.flood_sent:
+        return False, "the flood sent nothing"
+    if not found:
+        return False, f"{client.flood_sent} flood frames were sent, and none met reserve memory: there was no pressure"
+    return True, f"{_all_dropped(found)}; the flood sent {client.flood_sent}"
+
+
+def swap_is_spared(client: ClientEvidence, _: RunEvidence) -> Finding:
+    """The socket filter dropped no frame of the swap connection."""
+    filtered = number(client.report, "frames", "swap_socket_filtered")
+    pages = number(client.report, "swap", "pages_out")
+    if filtered:
+        return False, f"the socket filter dropped {filtered} frames of the swap connection"
+    if not client.flood_asked:
+        return None, "no flood: nothing that swap would have to be told apart from"
+    if not client.flood_sent:
+        return False, "the flood sent nothing"
+    if not pages:
+        return False, "no page was swapped out: the swap connection carried nothing that could be spared"
+    return True, f"no frame of the swap connection was filtered while {pages} pages went out"
+
+
+def progress(client: ClientEvidence, run: RunEvidence) -> Finding:
+    """The workload finishes, and swap never stops for longer than the stall limit."""
+    if client.stall is not None:
+        return False, diagnose(client.stall, run.stall_limit).text
+    tasks = number(client.report, "workload", "tasks")
+    finished = number(client.report, "workload", "finished_tasks")
+    pages_in, pages_out = (number(client.report, "swap", key) for key in ("pages_in", "pages_out"))
+    gap = seconds(client.report, "swap", "max_gap_s")
+    seen, silent = longest_pause(client.samples)
+    done = f"{finished} of {tasks} tasks finished, {pages_out} pages out and {pages_in} in"
+    if run.out_of_time:
+        return False, f"not finished within {run.time_limit:.0f} s, though still moving: {done}"
+    if not tasks or finished != tasks:
+        return False, done
+    if not pages_out:
+        return False, f"{done}: nothing was swapped, so nothing was tested"
+    last = client.samples[-1]
+    if gauge(last, "pswpout") > pages_out or gauge(last, "pswpin") > pages_in:
+        return False, f"{done}, but its last sample had {gauge(last, 'pswpout')} out and {gauge(last, 'pswpin')} in"
+    if max(gap, seen) > run.stall_limit:
+        return False, f"{done}, but swap stopped for {max(gap, seen):.1f} s (stall limit {run.stall_limit:.1f} s)"
+    if silent > run.stall_limit:
+        return False, f"{done}, but the client said nothing for {silent:.1f} s"
+    return True, f"{done}; longest pause {max(gap, seen):.2f} s"
+
+
+def integrity(client: ClientEvidence, _: RunEvidence) -> Finding:
+    """Every page was read back, some of them from swap, and all of them as written."""
+    pages = number(client.report, "workload", "pages")
+    checked = number(client.report, "workload", "checked")
+    corrupt = number(client.report, "workload", "corrupt"), number(client.report, "swap", "corrupt")
+    pages_in = number(client.report, "swap", "pages_in")
+    if any(corrupt):
+        return False, f"{corrupt[0]} pages were not what a task had written ({corrupt[1]} as they came from swap)"
+    if not pages or checked < pages:
+        return False, f"only {checked} of {pages} pages were read back"
+    if not pages_in:
+        return False, f"{checked} checks held, but no page came from swap"
+    return True, f"{checked} checks of {pages} pages held, {pages_in} pages having come from swap"
+
+
+def conservation(client: ClientEvidence, _: RunEvidence) -> Finding:
+    """Every frame has one end, every counter beside the model agrees with it, and every page is free again."""
+    report = client.report
+    received = number(report, "frames", "received")
+    delivered = number(report, "frames", "delivered")
+    pending = number(report, "frames", "pending")
+    dropped = _counts(report, "frames", "dropped")
+    lost = sum(dropped.values())
+    ends = f"{delivered} delivered + {lost} dropped + {pending} pending"
+    if received != delivered + lost + pending:
+        return False, f"{received} frames came in, but {ends} = {delivered + lost + pending}"
+    complaint = (
+        _ledger_complaint(report, dropped, delivered)
+        or _interface_complaint(report, received)
+        or _socket_complaint(report)
+    )
+    if complaint:
+        return False, complaint
+    leaked = number(report, "pages_leaked")
+    if leaked:
+        return False, f"{leaked} emulated pages were not free after shutdown"
+    return True, f"{received} frames = {ends}, as the kernel's counters say; all pages free"
+
+
+def canary_after(client: ClientEvidence, _: RunEvidence) -> Finding:
+    """Unrelated traffic arrives again; only the buffers left over in one ring may still cost it a datagram each."""
+    canary = _canary(client.canary_after, "the canary after the workload")
+    text = f"{canary.received} of {canary.sent} datagrams arrived after the workload"
+    if canary.sent <= client.ring:
+        return False, f"{text}: too few to tell, since a stale ring may drop {client.ring}"
+    lost = canary.sent - canary.received
+    return lost <= client.ring, f"{text} (a stale ring may drop {client.ring})"
+
+
+def switch_took_effect(client: ClientEvidence, run: RunEvidence) -> Finding:
+    """What only a patch does was seen if it is on, and was not seen, though there was occasion for it, if it is off."""
+    witnesses = section(client.report, "witnesses")
+    off_seen: list[str] = []
+    on_seen: list[str] = []
+    wrong: list[str] = []
+    for patch in PATCHES.values():
+        on = patch.number in run.patches
+        if str(patch.number) not in witnesses:
+            if not on and not patch.acts_on:
+                wrong.append(f"patch {patch.number} is off, and nothing was watched that would show it")
+            continue
+        occasions = number(client.report, "witnesses", str(patch.number), "opportunity")
+        seen = number(client.report, "witnesses", str(patch.number), "witness")
+        what = section(client.report, "witnesses", str(patch.number)).get("what", "its effect")
+        base_off = bool(patch.depends_on - run.patches)
+        if on and occasions and not seen:
+            wrong.append(f"patch {patch.number} is on, but was never seen at work ({what}, {occasions} occasions)")
+        elif not on and seen:
+            wrong.append(f"patch {patch.number} is off, but was seen at work {seen} times ({what})")
+        elif not on and not occasions and not base_off:
+            wrong.append(f"patch {patch.number} is off, but there was no occasion that would show it ({what})")
+        elif occasions:
+            (on_seen if on else off_seen).append(str(patch.number))
+    if wrong:
+        return False, "; ".join(wrong)
+    if not on_seen and not off_seen:
+        return False, "no patch had an occasion to show whether it is on"
+    return True, "; ".join(
+        f"{text} {', '.join(numbers)}"
+        for text, numbers in (("seen at work: patch", on_seen), ("seen to be off: patch", off_seen))
+        if numbers
+    )
+
+
+CHECKS: dict[str, CheckFunction] = {
+    "canary before": canary_before,
+    "drops happen": drops_happen,
+    "swap is spared": swap_is_spared,
+    "progress": progress,
+    "integrity": integrity,
+    "conservation": conservation,
+    "canary after": canary_after,
+    "the switch took effect": switch_took_effect,
+}
+
+
+def longest_pause(samples: Iterable[Observation]) -> tuple[float, float]:
+    """Seconds of the longest time without a swap completion while tasks waited, and of the longest without a sample.
+
+    Raises Missing with fewer than two samples.
+    """
+    ordered = list(samples)
+    if len(ordered) < 2:
+        raise Missing("samples of the client over time")
+    pause = silent = 0.0
+    since = ordered[0]
+    for earlier, later in pairwise(ordered):
+        silent = max(silent, later.time - earlier.time)
+        if gauge(later, "swap_completions") != gauge(since, "swap_completions") or not gauge(later, "tasks_waiting"):
+            since = later
+        pause = max(pause, later.time - since.time)
+    return pause, silent
+
+
+def _canary(canary: Canary | None, what: str) -> Canary:
+    if canary is None or canary.sent <= 0:
+        raise Missing(what)
+    return canary
+
+
+def _all_dropped(found: int) -> str:
+    return f"all {found} pfmemalloc frames for unrelated sockets were dropped"
+
+
+def _counts(report: Mapping[str, Any] | None, *path: str) -> dict[str, int]:
+    return {str(key): number(report, *path, str(key)) for key in section(report, *path)}
+
+
+def _ledger_complaint(report: Mapping[str, Any] | None, dropped: dict[str, int], delivered: int) -> str | None:
+    rows = (report or {}).get("ledger")
+    if not isinstance(rows, (list, tuple)):
+        raise Missing("the ledger in the client's report")
+    found: dict[str, int] = {}
+    for row in rows:
+        reason = section(row).get("reason")
+        if not isinstance(reason, str):
+            raise Missing("the reason in a ledger row")
+        found[reason] = found.get(reason, 0) + number(row, "frames")
+    listed = found.pop(DropReason.DELIVERED.name, 0)
+    found.pop(DropReason.TX_NOMEM.name, None)
+    if listed != delivered:
+        return f"{delivered} frames were delivered, but the ledger has {listed}"
+    for reason in sorted(set(found) | {reason for reason, count in dropped.items() if count}):
+        if found.get(reason, 0) != dropped.get(reason, 0):
+            return (
+                f"{dropped.get(reason, 0)} frames were dropped as {reason}, but the ledger has {found.get(reason, 0)}"
+            )
+    return None
+
+
+def _interface_complaint(report: Mapping[str, Any] | None, received: int) -> str | None:
+    wire, taken, lost, inner, handed = (
+        number(report, "interfaces", key)
+        for key in ("wire_rx_packets", "wire_received", "tp_drops", "inner_rx_packets", "inner_delivered")
+    )
+    if wire != taken + lost:
+        return f"the kernel counted {wire} packets on the wire, but the NIC took {taken} and its socket lost {lost}"
+    if received < taken:
+        return f"the NIC took {taken} packets, but accounts for {received} frames only"
+    if inner != handed:
+        return f"the model handed on {handed} packets, but the kernel counted {inner} on the host's interface"
+    return None
+
+
+def _socket_complaint(report: Mapping[str, Any] | None) -> str | None:
+    sockets = section(report, "sockets")
+    if not sockets:
+        raise Missing("any socket in the client's report")
+    for name in sockets:
+        modelled = number(report, "sockets", str(name), "delivered")
+        real = number(report, "sockets", str(name), "received")
+        if modelled != real:
+            return f"the model delivered {modelled} datagrams to {name}, but the real socket got {real}"
+    return None

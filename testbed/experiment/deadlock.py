@@ -1,0 +1,80 @@
+"""Hung for ever, or merely starved? Decided from what a stalled client did, and from nothing else.
+
+A deadlock: tasks wait, and for the whole stall limit no swap request completes, no page is reclaimed and no page is
+touched; then the floods stop and for as long again the same. A kernel without the series stays hung when the flood
+ends, since the memory its swap needs is held by what waits for swap. A host that moves again was starved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from testbed.experiment.evidence import Missing, Observation, Stall, gauge, moved
+
+TOLERANCE = 0.001
+"""Seconds by which a wait may miss its limit: clocks are read a moment apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Whether a stall was a deadlock, and the line that says why."""
+
+    deadlock: bool
+    text: str
+
+
+def diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
+    """Judge one stall; `stall_limit` in seconds. What cannot be judged is no deadlock."""
+    try:
+        return _diagnose(stall, stall_limit)
+    except Missing as missing:
+        return Diagnosis(False, f"it stalled, but whether for ever could not be checked: no {missing}")
+
+
+def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
+    still = stall.noticed.time - stall.last_moved.time
+    confirmed = stall.after.time - stall.flood_stopped
+    waiting = [gauge(each, "tasks_waiting") for each in (stall.noticed, stall.after)]
+    if still < stall_limit - TOLERANCE or confirmed < stall_limit - TOLERANCE:
+        return Diagnosis(
+            False,
+            f"it stalled, but was watched for {still:.1f} s and then {confirmed:.1f} s only, "
+            f"less than the stall limit of {stall_limit:.1f} s: not enough to call it a deadlock",
+        )
+    if before := moved(stall.last_moved, stall.noticed):
+        return Diagnosis(False, f"slow, not deadlocked: within {still:.1f} s {_changes(before)}")
+    if after := moved(stall.noticed, stall.after):
+        return Diagnosis(
+            False,
+            f"starved, not deadlocked: nothing moved for {still:.1f} s, then the flood stopped and {_changes(after)}",
+        )
+    if min(waiting) == 0:
+        return Diagnosis(False, f"nothing moved for {still:.1f} s, but no task was waiting: idle, not deadlocked")
+    return Diagnosis(
+        True,
+        f"deadlock: no swap completion, no page reclaimed, no page touched for {still:.1f} s while {waiting[0]} tasks "
+        f"waited, nor for {confirmed:.1f} s after the flood had stopped; {signature(stall.last_moved, stall.after)}",
+    )
+
+
+def signature(first: Observation, last: Observation) -> str:
+    """How the counters that mark a swap deadlock went from `first` to `last`, in one line. Raises Missing."""
+    submitted = gauge(last, "pswpout") - gauge(first, "pswpout")
+    writeback = gauge(first, "nr_writeback"), gauge(last, "nr_writeback")
+    stalls = gauge(last, "allocstall") - gauge(first, "allocstall")
+    refill = gauge(last, "rx_refill_fail") - gauge(first, "rx_refill_fail")
+    parts = [
+        f"pswpout flat at {gauge(last, 'pswpout')}" if submitted == 0 else f"pswpout +{submitted}",
+        f"nr_writeback constant at {writeback[1]}"
+        if writeback[0] == writeback[1]
+        else f"nr_writeback {writeback[0]} to {writeback[1]}",
+        f"allocstall +{stalls}",
+        f"{gauge(last, 'tasks_waiting')} tasks waiting",
+        f"RX refill failures +{refill}",
+        f"{gauge(last, 'nr_free_pages')} pages free",
+    ]
+    return ", ".join(parts)
+
+
+def _changes(changes: dict[str, int]) -> str:
+    return ", ".join(f"{name} went up by {change}" for name, change in changes.items())

@@ -1,0 +1,60 @@
+"""From evidence to outcome. Pure: the same evidence always gives the same verdict.
+
+`pass` needs every check; `deadlock` needs a stall that was watched to its end, on a rig whose own accounts are sound
+(the network worked, frames and pages add up, the switches did what they say); the rest is `fail`. Nothing but the
+check of the switches knows which patches were on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from testbed.experiment.checks import CHECKS, CheckFunction
+from testbed.experiment.deadlock import diagnose
+from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence
+from testbed.experiment.result import Check, Outcome
+
+SOUNDNESS = ("canary before", "conservation", "the switch took effect")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of a run and the checks it rests on."""
+
+    outcome: Outcome
+    checks: tuple[Check, ...]
+
+
+def judge(run: RunEvidence) -> Verdict:
+    """The verdict on a run."""
+    if run.error is not None or not run.clients:
+        reason = run.error or "there was no client to watch"
+        return Verdict("error", tuple(Check(name, False, f"not evaluated: {reason}") for name in CHECKS))
+    checks = tuple(_check(name, function, run) for name, function in CHECKS.items())
+    return Verdict(_outcome(run, checks), checks)
+
+
+def _check(name: str, function: CheckFunction, run: RunEvidence) -> Check:
+    findings = [_find(function, client, run) for client in run.clients]
+    if len(findings) == 1:
+        return Check(name, *findings[0])
+    text = "; ".join(f"{client.name}: {words}" for client, (_, words) in zip(run.clients, findings, strict=True))
+    results = {ok for ok, _ in findings}
+    ok = False if False in results else (True if True in results else None)
+    return Check(name, ok, text)
+
+
+def _find(function: CheckFunction, client: ClientEvidence, run: RunEvidence) -> tuple[bool | None, str]:
+    try:
+        return function(client, run)
+    except Missing as missing:
+        return False, f"could not be checked: no {missing}"
+
+
+def _outcome(run: RunEvidence, checks: Sequence[Check]) -> Outcome:
+    sound = all(check.ok for check in checks if check.name in SOUNDNESS)
+    stalls = [client.stall for client in run.clients if client.stall is not None]
+    if sound and any(diagnose(stall, run.stall_limit).deadlock for stall in stalls):
+        return "deadlock"
+    return "pass" if all(check.ok is not False for check in checks) else "fail"
