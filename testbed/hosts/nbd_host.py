@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ def _serving(area: SwapArea):  # type: ignore[no-untyped-def]
 
 def _listen(area: SwapArea) -> socket.socket:
     try:
-        return socket.create_server((area.address, area.port), backlog=16)
+        listener = socket.create_server((area.address, area.port), backlog=16)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return listener
     except OSError as error:
         raise LabError(f"cannot listen on {area.address} port {area.port}: {error.strerror}") from error
 

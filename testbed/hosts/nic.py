@@ -15,6 +15,8 @@ import numpy.typing as npt
 from testbed.hosts.classifier import IPPROTO_TCP, Classifier, column
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.segment import kept_segments
+from testbed.lab.link import interface_statistics
+from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender
 from testbed.net.dev import DELIVERED, ETH_P_IP, NetDevice, RxBatch
@@ -38,10 +40,13 @@ class Nic:
 
     def __init__(self, wire: str, inner: str, *, gso: bool) -> None:
         self.gso = gso
+        self._wire = wire
+        self._namespace = NetworkNamespace.current()
         self.wire_ring = PacketRing(wire, slots=WIRE_SLOTS, gso=gso)
         self.inner_ring = PacketRing(inner, slots=INNER_SLOTS, gso=gso)
         self.to_wire = PacketSender(wire, gso=gso)
         self.to_host = PacketSender(inner, gso=gso)
+        self._wire_before = self._wire_packets()
         self.wire_frames = 0
         self.host_frames = 0
         self.wire_segments = 0
@@ -139,6 +144,13 @@ class Nic:
             return np.zeros_like(chosen)
         device.netstat.tx_skb_alloc_failed += count
         return chosen
+
+    def wire_rx_packets(self) -> int:
+        """Packets that the kernel itself has counted on the wire's veth since the ring was opened."""
+        return self._wire_packets() - self._wire_before
+
+    def _wire_packets(self) -> int:
+        return interface_statistics(self._namespace, self._wire)["rx_packets"]
 
     def close(self) -> None:
         """Let go of the rings and sockets."""

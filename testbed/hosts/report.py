@@ -15,11 +15,10 @@ if TYPE_CHECKING:
 UNRELATED_ENDS = (DropReason.DELIVERED, DropReason.PFMEMALLOC, DropReason.SOCKET_RCVBUFF)
 
 
-def client_report(client: SwapClient, counters: Mapping[str, int], memory: Mapping[str, int]) -> dict[str, Any]:
-    """The report; `counters` and `memory` are as they were before everything was given back.
-
-    The interface counters that only the runner can read (it holds the namespaces) are added there.
-    """
+def client_report(
+    client: SwapClient, counters: Mapping[str, int], memory: Mapping[str, int], interfaces: Mapping[str, int]
+) -> dict[str, Any]:
+    """The report; what is passed in was read before everything was given back."""
     progress = client.progress
     return {
         "counters": dict(counters),
@@ -36,11 +35,7 @@ def client_report(client: SwapClient, counters: Mapping[str, int], memory: Mappi
             "corrupt": progress.corrupt,
         },
         "pages_leaked": client.node.pages_leaked(),
-        "interfaces": {
-            "wire_received": client.nic.wire_frames,
-            "tp_drops": client.nic.wire_ring.statistics()[1],
-            "inner_delivered": client.nic.host_frames,
-        },
+        "interfaces": dict(interfaces),
         "sockets": {
             bystander.sk.name: {
                 "delivered": client.ledger.count(reason=DropReason.DELIVERED, socket=bystander.sk.name),

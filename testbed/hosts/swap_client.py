@@ -27,6 +27,7 @@ from testbed.hosts.nic import Nic
 from testbed.hosts.report import client_report
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
+from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
@@ -42,7 +43,7 @@ from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
 
-WIRE, INNER = "wire0", "inner0"
+WIRE, INNER, HOST_INTERFACE = "wire0", "inner0", "eth0"
 SAMPLE_INTERVAL = 0.1
 CONNECT_TIMEOUT = 10.0
 SETTLE_TIMEOUT = 5.0
@@ -87,6 +88,8 @@ class SwapClient:
         self.patches = spec.patches
         self.seed = spec.seed
         self.nic = nic
+        self.namespace = NetworkNamespace.current()
+        self._inner_before = interface_statistics(self.namespace, HOST_INTERFACE)["rx_packets"]
         self.switches = Switches.of(spec.patches)
         self.ram = mmap.mmap(-1, plan.memory)
         self.device = NbdDevice(self.switches)
@@ -158,6 +161,7 @@ class SwapClient:
         swap = self.plan.swap
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(self.swap_sk.rcvbuf * 0.3))
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         real.settimeout(CONNECT_TIMEOUT)
         try:
             real.connect((swap.address, swap.port))
@@ -281,7 +285,9 @@ class SwapClient:
         deadline = time.monotonic() + SETTLE_TIMEOUT
         while not self.device.idle and self.workload_ended is not None and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
+        await self._drain_wire()
         counters = self.counters()
+        interfaces = self._interfaces()
         self.device.close()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for thread in self.kernel_threads:
@@ -294,7 +300,27 @@ class SwapClient:
         self.netdev.close()
         client.close()
         self.ledger.close_interval(time.monotonic())
-        self.channel.send(Finished(self.plan.name, client_report(self, counters, memory)))
+        self.channel.send(Finished(self.plan.name, client_report(self, counters, memory, interfaces)))
+
+    async def _drain_wire(self) -> None:
+        """Take the last frames, until the kernel's own count of them agrees or there is no hope that it will."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        while time.monotonic() < deadline:
+            self.nic.receive()
+            taken = self.nic.wire_frames + self.nic.wire_ring.statistics()[1]
+            if self.nic.wire_rx_packets() == taken:
+                return
+            await asyncio.sleep(0.01)
+
+    def _interfaces(self) -> dict[str, int]:
+        """Packets as the kernel counts them on both sides of the model, and as the model does."""
+        return {
+            "wire_rx_packets": self.nic.wire_rx_packets(),
+            "wire_received": self.nic.wire_frames,
+            "tp_drops": self.nic.wire_ring.statistics()[1],
+            "inner_rx_packets": interface_statistics(self.namespace, HOST_INTERFACE)["rx_packets"] - self._inner_before,
+            "inner_delivered": self.nic.host_frames,
+        }
 
     def _gauges(self) -> dict[str, int]:
         marks = self.node.zone.watermarks

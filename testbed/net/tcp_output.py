@@ -85,7 +85,8 @@ class TcpSendQueue:
                     break
                 pages.append(page)
             if pages:
-                self._queue_skb(TxSkb(objects[0], objects[1], pages, self.write_seq + min(size, len(pages) * PAGE_SIZE)))
+                end = self.write_seq + min(size, len(pages) * PAGE_SIZE)
+                self._queue_skb(TxSkb(objects[0], objects[1], pages, end))
                 objects, pages = [], []
                 return True
             return False
