@@ -96,18 +96,26 @@ class NbdDevice:
         await self._submit(False, pages, nice)
 
     async def _submit(self, write: bool, pages: Sequence[Page], nice: int) -> None:
-        for run in merge(pages):
-            while self._allocated[write] >= BLKDEV_MAX_RQ and not self._closed:
-                await self._get_request_wait[write].wait(nice=nice)
-            request = Request(write, run[0].swap_entry, run)
-            if self._closed:
-                self._end(request, EIO)
-                continue
-            self._allocated[write] += 1
-            if self._waiting_since is None:
-                self._waiting_since = asyncio.get_running_loop().time()
-            self.queue.append(request)
-            self._waiting_wq.wake(1)
+        runs = deque(merge(pages))
+        try:
+            while runs and await self._get_request(write, nice):
+                self._make_request(write, runs.popleft())
+        finally:
+            for run in runs:
+                self._end(Request(write, run[0].swap_entry, run), EIO)
+
+    async def _get_request(self, write: bool, nice: int) -> bool:
+        """Wait for a free request; False when the device is closed."""
+        while self._allocated[write] >= BLKDEV_MAX_RQ and not self._closed:
+            await self._get_request_wait[write].wait(nice=nice)
+        return not self._closed
+
+    def _make_request(self, write: bool, run: list[Page]) -> None:
+        self._allocated[write] += 1
+        if self._waiting_since is None:
+            self._waiting_since = asyncio.get_running_loop().time()
+        self.queue.append(Request(write, run[0].swap_entry, run))
+        self._waiting_wq.wake(1)
 
     async def nbd_thread(self) -> None:
         """Send one queued request after the other, until cancelled."""
@@ -125,24 +133,28 @@ class NbdDevice:
             self.thread.pf_memalloc = True
         else:
             self.ordinary_sends += 1
-        try:
-            await self.send_queue.tcp_sendmsg(size, self.thread)
-        finally:
-            self.thread.pf_memalloc = False
-        self.thread_blocked_since = None
-        if self._closed:
-            return
         self.queue.popleft()
         self._handle += 1
         self.in_flight[self._handle] = request
         start = self.client.write if request.write else self.client.read
         start(self._handle, request.entry * PAGE_SIZE, [page.buffer for page in request.pages])
-        while not self._send_pending():
+        try:
+            await self.send_queue.tcp_sendmsg(size, self.thread, self._push_some)
+        finally:
+            self.thread.pf_memalloc = False
+        self.thread_blocked_since = None
+        while not self._closed and not self._push():
             await self._wait_writable()
 
-    def _send_pending(self) -> bool:
+    def _push_some(self) -> None:
+        if not self._closed:
+            self._push()
+
+    def _push(self) -> bool:
+        """Send what has its memory; True when all of it is out."""
         try:
-            return self.client.send_pending()
+            paid = self.send_queue.write_seq - self.client.bytes_sent
+            return self.client.send_pending(paid) or self.client.bytes_sent == self.send_queue.write_seq
         except NbdError as error:
             self._fail(error)
             return True

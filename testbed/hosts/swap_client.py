@@ -94,7 +94,12 @@ class SwapClient:
         self.ram = mmap.mmap(-1, plan.memory)
         self.device = NbdDevice(self.switches)
         self.node = Node(
-            memoryview(self.ram), self.device, plan.swap.bytes // PAGE_SIZE, self.switches, plan.min_free_kbytes
+            memoryview(self.ram),
+            self.device,
+            plan.swap.bytes // PAGE_SIZE,
+            self.switches,
+            plan.min_free_kbytes,
+            plan.memory // PAGE_SIZE // 16,
         )
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
@@ -298,6 +303,7 @@ class SwapClient:
             bystander.drain(self.netdev)
         self.send_queue.purge()
         self.netdev.close()
+        self.node.drop_caches()
         client.close()
         self.ledger.close_interval(time.monotonic())
         self.channel.send(Finished(self.plan.name, client_report(self, counters, memory, interfaces)))
