@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.experiment.result import Check, Outcome, Result
+from testbed.experiment.result import Check, Outcome, Result, decode
 from testbed.patches import PATCHES
 from testbed.size import format_size
 
@@ -106,3 +109,21 @@ def _cell(result: Result, name: str) -> str:
         if check.name == name:
             return f"{mark(check)}  {escape(check.evidence)}"
     return "-"
+
+
+def main(paths: Sequence[str]) -> int:
+    """Print the results in these `result.json` files side by side; returns the exit status."""
+    try:
+        results = [decode(Path(path).read_bytes()) for path in paths]
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 2
+    if not results:
+        print("testbed: name the result.json files to compare", file=sys.stderr)
+        return 2
+    side_by_side(Console(), results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
