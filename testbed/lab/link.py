@@ -144,7 +144,7 @@ def set_address(namespace: NetworkNamespace, ifname: str, address: str) -> None:
 def address_request(index: int, ifname: str, address: str) -> Request:
     """The netlink request behind `set_address`."""
     try:
-        parsed = ipaddress.ip_interface(address)
+        parsed = ipaddress.ip_interface(address if "/" in address else "")
     except ValueError as error:
         raise LabError(f"{address!r} is not an address with a prefix: write one like 10.1.2.3/24") from error
     values = [("IFA_ADDRESS", str(parsed.ip)), ("IFA_LOCAL", str(parsed.ip))]

@@ -58,6 +58,14 @@ class NetworkNamespace:
             os.close(home)
 
     @classmethod
+    def current(cls) -> NetworkNamespace:
+        """The namespace that the calling thread is in, held with a netlink socket of its own. Raises LabError."""
+        try:
+            return cls(open_current_network(), RouteSocket())
+        except OSError as error:
+            raise lab_error("looking at this network namespace", error.errno or 0) from error
+
+    @classmethod
     def _of_current_thread(cls, ipv6: bool) -> NetworkNamespace:
         fd = -1
         try:

@@ -79,6 +79,6 @@ class Kswapd:
 
     def _note_unreclaimable(self) -> None:
         zone = self.zone
-        reclaimable = len(zone.active_anon) + len(zone.inactive_anon)
+        reclaimable = len(zone.active_anon) + len(zone.inactive_anon) + len(zone.file)
         if zone.pages_scanned >= reclaimable * UNRECLAIMABLE_SCANS:
             zone.all_unreclaimable = True

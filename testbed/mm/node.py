@@ -26,6 +26,7 @@ class Node:
         ram: writable bytes, a multiple of PAGE_SIZE long; pages of user memory live in it.
         swap_device: where pages go; its area has `swap_pages` slots, the header's included.
         min_free_kbytes: KiB, or None for the kernel's default.
+        page_cache: pages of clean page cache that the machine starts with.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Node:
         swap_pages: int,
         switches: Switches,
         min_free_kbytes: int | None = None,
+        page_cache: int = 0,
     ) -> None:
         self.switches = switches
         self.vmstat = VmStat()
@@ -53,6 +55,19 @@ class Node:
         self.page_alloc.wakeup_kswapd = self.kswapd.wakeup_kswapd
         self.page_alloc.try_to_free_pages = self.vmscan.try_to_free_pages
         self.page_alloc.out_of_memory = self.oom_killer.out_of_memory
+        self._fill_page_cache(page_cache)
+
+    def _fill_page_cache(self, pages: int) -> None:
+        for _ in range(pages):
+            page = self.page_alloc.get_page_from_freelist(self.zone.watermarks.high)
+            if page is not None:
+                self.zone.file[page] = None
+
+    def drop_caches(self) -> None:
+        """`echo 1 > /proc/sys/vm/drop_caches`: free the page cache."""
+        pages = list(self.zone.file)
+        self.zone.file.clear()
+        self.page_alloc.free_pages(pages)
 
     def kmem_cache_create(self, name: str, object_size: int) -> KmemCache:
         """`kmem_cache_create`: a cache of objects of `object_size` bytes."""
@@ -76,6 +91,7 @@ class Node:
         counters["nr_free_pages"] = self.zone.nr_free_pages
         counters["nr_active_anon"] = len(self.zone.active_anon)
         counters["nr_inactive_anon"] = len(self.zone.inactive_anon)
+        counters["nr_file_pages"] = len(self.zone.file)
         counters["reserve_min_free"] = self.zone.nr_free_min
         return counters
 

@@ -12,13 +12,15 @@ class Page:
     """A page frame of emulated RAM. Its bytes are `ram[offset:offset + PAGE_SIZE]`.
 
     `mapping` and `index` name the pte that maps it (anonymous memory here is never shared); `swap_entry` is its
-    slot while it is in the swap cache, 0 otherwise; `young` is the accessed bit of that pte.
+    slot while it is in the swap cache, 0 otherwise; `young` is the accessed bit of that pte. `from_reserve` is how it
+    was allocated, `pfmemalloc` what patch 02 makes of that.
     """
 
     __slots__ = (
         "active",
         "buffer",
         "dirty",
+        "from_reserve",
         "index",
         "locked",
         "lru",
@@ -49,7 +51,7 @@ class Page:
         self.index = 0
         self.swap_entry = 0
         self.pins = 0
-        self.pfmemalloc = self.active = self.dirty = self.locked = self.lru = False
+        self.pfmemalloc = self.from_reserve = self.active = self.dirty = self.locked = self.lru = False
         self.readahead = self.reclaim = self.uptodate = self.writeback = self.young = False
 
     def __repr__(self) -> str:

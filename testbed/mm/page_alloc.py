@@ -5,6 +5,7 @@ Everything that cannot sleep is an ordinary function; only `alloc_page` waits, a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 from testbed.mm.gfp import (
@@ -55,7 +56,6 @@ class PageAllocator:
         elif not zone_watermark_ok(len(free), mark, alloc_flags):
             return None
         page = free.pop()
-        page.pfmemalloc = False
         self.vmstat.pgalloc += 1
         return page
 
@@ -96,6 +96,7 @@ class PageAllocator:
             vmstat.gfp_memalloc_allocs += 1
         elif current.serving_softirq:
             vmstat.softirq_pf_memalloc_allocs += 1
+        page.from_reserve = True
         page.pfmemalloc = self.switches.slab_pfmemalloc
         return page
 
@@ -112,9 +113,15 @@ class PageAllocator:
         """`__alloc_pages_nodemask` for order 0.
 
         An ordinary caller with __GFP_WAIT never gets None: it reclaims until it succeeds, whatever that takes, and
-        only one with __GFP_FS may call the OOM killer. A PF_MEMALLOC caller never reclaims, so it may fail.
+        only one with __GFP_FS may call the OOM killer. A PF_MEMALLOC caller never reclaims, so it may fail. Whoever
+        finds memory low lets kswapd, just woken, run first.
         """
-        page = self._alloc_without_reclaim(gfp_mask, current)
+        page = self.get_page_from_freelist(self.zone.watermarks.low)
+        if page is not None:
+            return page
+        self.wakeup_kswapd()
+        await asyncio.sleep(0)
+        page = self._alloc_below_low(gfp_mask, current)
         while page is None:
             if not gfp_mask & GFP_WAIT or current.pf_memalloc or (current.memdie and not gfp_mask & GFP_NOFAIL):
                 if not gfp_mask & GFP_NOWARN:

@@ -120,11 +120,9 @@ class KmemCache:
         if slab is None or not slab.free:
             return None
         if slab.pfmemalloc and not self._may_take(slab, gfp_mask, current, fast=True):
-            self._vmstat.slab_pfmemalloc_mismatch += 1
+            self._vmstat.slab_fast_path_refused += 1
             self._deactivate()
             return None
-        if slab.pfmemalloc:
-            self._vmstat.slab_pfmemalloc_fast_path += 1
         slab.free -= 1
         self.inuse += 1
         return slab
@@ -144,8 +142,8 @@ class KmemCache:
         slab = Slab(self, page, self.objects_per_slab)
         self.nr_slabs += 1
         self._vmstat.nr_slab_unreclaimable += 1
-        if slab.pfmemalloc:
-            self._vmstat.slab_pfmemalloc_pages += 1
+        self._vmstat.no_watermark_slabs += page.from_reserve
+        self._vmstat.slab_pfmemalloc_pages += slab.pfmemalloc
         usable = self._may_take(slab, gfp_mask, current)
         taken = self._take_from(slab)
         if not usable:

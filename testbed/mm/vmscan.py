@@ -22,6 +22,7 @@ from testbed.mm.watermarks import PAGE_SIZE
 SWAP_CLUSTER_MAX = 32
 DEF_PRIORITY = 12
 RESCHED_PAGES = 1024
+SWAPPINESS = 60
 HZ = 1.0
 HZ_OVER_10 = 0.1
 
@@ -57,6 +58,8 @@ class Vmscan:
         self.cache = cache
         self.swap_io = swap_io
         self.pfmemalloc_wait = WaitQueue()
+        self._recent_scanned = [0, 0]
+        self._recent_rotated = [0, 0]
         self._inactive_ratio = max(1, isqrt(10 * (self.zone.managed * PAGE_SIZE >> 30)))
 
     def pfmemalloc_watermark_ok(self) -> bool:
@@ -114,8 +117,11 @@ class Vmscan:
     async def shrink_zone(self, sc: ScanControl, *, direct: bool) -> None:
         """One pass over both lists at `sc.priority`; ends with the writes it started and, if need be, a wait."""
         zone = self.zone
-        nr_active = len(zone.active_anon) >> sc.priority
-        nr_inactive = len(zone.inactive_anon) >> sc.priority
+        anon, file, denominator = self.get_scan_count()
+        nr_active = (len(zone.active_anon) >> sc.priority) * anon // denominator
+        nr_inactive = (len(zone.inactive_anon) >> sc.priority) * anon // denominator
+        if file:
+            self.shrink_file_list(-(-(len(zone.file) >> sc.priority) * file // denominator), sc, direct=direct)
         sc.nr_taken = sc.nr_writeback = 0
         resched_at = RESCHED_PAGES
         while nr_active > 0 or nr_inactive > 0:
@@ -139,6 +145,44 @@ class Vmscan:
         if sc.nr_writeback and sc.nr_writeback >= sc.nr_taken >> (DEF_PRIORITY - sc.priority):
             await self.page_alloc.progress.wait(HZ_OVER_10, sc.current.nice)
 
+    def get_scan_count(self) -> tuple[int, int, int]:
+        """How to share the scan between anonymous pages and page cache: two numerators and a denominator (3.6).
+
+        The list whose pages are found in use less often is scanned more; a page cache that together with free memory
+        does not fill the high watermark is left alone.
+        """
+        zone = self.zone
+        if not zone.file or len(zone.file) + len(zone.free) <= zone.watermarks.high:
+            return 1, 0, 1
+        scanned, rotated = self._recent_scanned, self._recent_rotated
+        for kind, size in enumerate((len(zone.active_anon) + len(zone.inactive_anon), len(zone.file))):
+            if scanned[kind] > size // 4:
+                scanned[kind] //= 2
+                rotated[kind] //= 2
+        anon = (SWAPPINESS + 1) * (scanned[0] + 1) // (rotated[0] + 1)
+        file = (200 - SWAPPINESS + 1) * (scanned[1] + 1) // (rotated[1] + 1)
+        return anon, file, anon + file + 1
+
+    def shrink_file_list(self, nr_to_scan: int, sc: ScanControl, *, direct: bool) -> None:
+        """Free clean page cache from the tail of its list."""
+        cache = self.zone.file
+        freed = [cache.popitem(last=False)[0] for _ in range(min(nr_to_scan, len(cache)))]
+        self._recent_scanned[1] += len(freed)
+        self._account(sc, len(freed), len(freed), direct=direct)
+        self.page_alloc.free_pages(freed)
+
+    def _account(self, sc: ScanControl, scanned: int, freed: int, *, direct: bool) -> None:
+        vmstat = self.vmstat
+        sc.nr_scanned += scanned
+        sc.nr_reclaimed += freed
+        self.zone.pages_scanned += scanned
+        if direct:
+            vmstat.pgscan_direct += scanned
+            vmstat.pgsteal_direct += freed
+        else:
+            vmstat.pgscan_kswapd += scanned
+            vmstat.pgsteal_kswapd += freed
+
     def _inactive_anon_is_low(self) -> bool:
         zone = self.zone
         return len(zone.inactive_anon) * self._inactive_ratio < len(zone.active_anon)
@@ -147,8 +191,10 @@ class Vmscan:
         """Move pages from the tail of the active list to the head of the inactive one, accessed or not (3.6)."""
         active, inactive = self.zone.active_anon, self.zone.inactive_anon
         moved = min(nr_to_scan, len(active))
+        self._recent_scanned[0] += moved
         for _ in range(moved):
             page, _none = active.popitem(last=False)
+            self._recent_rotated[0] += page.young
             page.young = page.active = False
             inactive[page] = None
         self.vmstat.pgdeactivate += moved
@@ -157,17 +203,12 @@ class Vmscan:
         """Take pages from the tail of the inactive list and try to free each."""
         inactive = self.zone.inactive_anon
         taken = [inactive.popitem(last=False)[0] for _ in range(min(nr_to_scan, len(inactive)))]
+        activated = self.vmstat.pgactivate
         freed = self._shrink_page_list(taken, sc)
-        sc.nr_scanned += len(taken)
         sc.nr_taken += len(taken)
-        sc.nr_reclaimed += len(freed)
-        self.zone.pages_scanned += len(taken)
-        if direct:
-            self.vmstat.pgscan_direct += len(taken)
-            self.vmstat.pgsteal_direct += len(freed)
-        else:
-            self.vmstat.pgscan_kswapd += len(taken)
-            self.vmstat.pgsteal_kswapd += len(freed)
+        self._recent_scanned[0] += len(taken)
+        self._recent_rotated[0] += self.vmstat.pgactivate - activated
+        self._account(sc, len(taken), len(freed), direct=direct)
         if freed:
             self.page_alloc.free_pages(freed)
 

@@ -47,7 +47,8 @@ RESERVE_EVENTS = (
     "softirq_pf_memalloc_refused",
     "slab_pfmemalloc_pages",
     "slab_pfmemalloc_leaked",
-    "slab_pfmemalloc_fast_path",
+    "slab_fast_path_refused",
+    "no_watermark_slabs",
     "slab_pfmemalloc_mismatch",
     "throttle_low_reserve",
     "throttle_waits",
@@ -99,7 +100,8 @@ class VmStat:
     softirq_pf_memalloc_refused: int
     slab_pfmemalloc_pages: int
     slab_pfmemalloc_leaked: int
-    slab_pfmemalloc_fast_path: int
+    slab_fast_path_refused: int
+    no_watermark_slabs: int
     slab_pfmemalloc_mismatch: int
     throttle_low_reserve: int
     throttle_waits: int

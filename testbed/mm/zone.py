@@ -1,7 +1,8 @@
 """One zone: its free list, its watermarks and its LRU lists (struct zone, struct lruvec).
 
 The free list is a stack of order-0 pages. LRU lists are ordered dictionaries whose end is the head of the kernel's
-list (most recently added) and whose beginning is its tail, where reclaim takes pages from.
+list (most recently added) and whose beginning is its tail, where reclaim takes pages from. The page cache is one
+list of clean pages, read once: they need no I/O to be freed and are not read again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ class Zone:
     __slots__ = (
         "active_anon",
         "all_unreclaimable",
+        "file",
         "free",
         "inactive_anon",
         "managed",
@@ -35,6 +37,7 @@ class Zone:
         self.watermarks = watermarks
         self.active_anon: OrderedDict[Page, None] = OrderedDict()
         self.inactive_anon: OrderedDict[Page, None] = OrderedDict()
+        self.file: OrderedDict[Page, None] = OrderedDict()
         self.pages_scanned = 0
         self.all_unreclaimable = False
         self.nr_free_min = self.managed

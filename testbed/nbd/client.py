@@ -54,10 +54,15 @@ class NbdClient:
     def fileno(self) -> int:
         return self.sock.fileno()
 
-    def send_pending(self) -> bool:
-        """Send until nothing is left (True) or the socket takes no more for now (False). Raises NbdDisconnected."""
+    def send_pending(self, most: int | None = None) -> bool:
+        """Send until nothing is left (True), or the socket takes no more for now or `most` bytes are out (False).
+
+        Raises NbdDisconnected.
+        """
         protocol = self._protocol
         outgoing = protocol.outgoing
+        if most is not None and most < protocol.outgoing_bytes:
+            return self._send_part(most)
         while outgoing:
             try:
                 sent = self.sock.sendmsg(outgoing if len(outgoing) <= MAX_PIECES else islice(outgoing, MAX_PIECES))
@@ -75,6 +80,24 @@ class NbdClient:
             if sent:
                 outgoing[0] = memoryview(outgoing[0])[sent:]
         return True
+
+    def _send_part(self, most: int) -> bool:
+        """Send at most `most` bytes; False, since more than that is queued."""
+        outgoing = self._protocol.outgoing
+        while most > 0:
+            try:
+                sent = self.sock.send(memoryview(outgoing[0])[:most])
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise _broken(error) from error
+            most -= sent
+            self.bytes_sent += sent
+            self._protocol.outgoing_bytes -= sent
+            piece = outgoing.popleft()
+            if sent < len(piece):
+                outgoing.appendleft(memoryview(piece)[sent:])
+        return False
 
     def receive(self) -> list[Reply]:
         """The (handle, error) of each request that one non-blocking receive completes; none if nothing has come.

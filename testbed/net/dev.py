@@ -48,8 +48,9 @@ class RxBatch:
     """Frames in order of arrival, one entry each in all lists.
 
     `segments` is how many wire frames a GSO frame stands for and `gso_size` the bytes of data in each but the last;
-    `end_seq` the stream offset at which a TCP frame's data ends; `names` what the ledger calls the frame's destination. The receive path fills `verdicts`, and `cut`
-    for a GSO frame of which only some segments (True) got through.
+    `end_seq` the stream offset at which a TCP frame's data ends; `names` what the ledger calls the frame's
+    destination. The receive path fills `verdicts`, and `cut` for a GSO frame of which only some segments (True) got
+    through.
     """
 
     protocols: Sequence[int]

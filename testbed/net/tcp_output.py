@@ -7,9 +7,10 @@ socket's sk_allocation; ACKs and other control packets with GFP_ATOMIC through s
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from testbed.mm.gfp import GFP_ATOMIC
+from testbed.mm.gfp import GFP_ATOMIC, GFP_NOWARN
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
 from testbed.mm.slub import Slab
@@ -56,39 +57,51 @@ class TcpSendQueue:
         self.sk_wmem_wait = WaitQueue()
         self._queue: deque[TxSkb] = deque()
 
-    async def tcp_sendmsg(self, size: int, current: Task) -> None:
+    async def tcp_sendmsg(self, size: int, current: Task, push: Callable[[], None]) -> None:
         """Take the memory to queue `size` bytes: waits for send buffer space and, if it must, for memory.
 
-        A request that fails (only a PF_MEMALLOC caller's can) is repeated later (`sk_stream_wait_memory`).
+        Before any wait `push` is called, to send what has its memory already. A request that fails (only a
+        PF_MEMALLOC caller's can) is repeated later (`sk_stream_wait_memory`).
         """
         end = self.write_seq + size
         while self.write_seq < end:
             while self.wmem_queued >= self.sndbuf:
+                push()
                 await self.sk_wmem_wait.wait(nice=current.nice)
-            if not await self._add_skb(min(end - self.write_seq, MAX_SKB_PAGES * PAGE_SIZE), current):
+            if not await self._add_skb(min(end - self.write_seq, MAX_SKB_PAGES * PAGE_SIZE), current, push):
                 await self.sk_wmem_wait.wait(STREAM_WAIT_MEMORY, current.nice)
 
-    async def _add_skb(self, size: int, current: Task) -> bool:
-        """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data."""
+    async def _add_skb(self, size: int, current: Task, push: Callable[[], None]) -> bool:
+        """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data.
+
+        Only for its first page does it wait: an skb that has some data goes out before that.
+        """
         gfp_mask = self.sk.sk_allocation
         objects: list[Slab] = []
         pages: list[Page] = []
         try:
             for cache in (self.skb_memory.skbuff_fclone_cache, self.linear_cache):
-                taken = await cache.alloc_wait(gfp_mask, current)
+                taken = cache.alloc(gfp_mask | GFP_NOWARN, current)
+                if taken is None:
+                    push()
+                    taken = await cache.alloc_wait(gfp_mask, current)
                 if taken is None:
                     return False
                 objects.append(taken)
             while len(pages) * PAGE_SIZE < size:
-                page = await self.page_alloc.alloc_page(gfp_mask, current)
+                page = self.page_alloc.alloc_page_nowait(gfp_mask | GFP_NOWARN, current)
+                if page is None and not pages:
+                    push()
+                    page = await self.page_alloc.alloc_page(gfp_mask, current)
                 if page is None:
                     break
                 pages.append(page)
-            if pages:
-                self._queue_skb(TxSkb(objects[0], objects[1], pages, self.write_seq + min(size, len(pages) * PAGE_SIZE)))
-                objects, pages = [], []
-                return True
-            return False
+            if not pages:
+                return False
+            end = self.write_seq + min(size, len(pages) * PAGE_SIZE)
+            self._queue_skb(TxSkb(objects[0], objects[1], pages, end))
+            objects, pages = [], []
+            return True
         finally:
             self.page_alloc.free_pages(pages)
             for taken in objects:

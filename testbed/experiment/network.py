@@ -1,0 +1,117 @@
+"""Builds a plan's network: a namespace for each host, two for a client (its NIC's and its own), bridges and veths.
+
+Everything is held by descriptors of the runner and its children; when they are gone, so is the network.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from testbed.experiment.plan import Interface, Plan, SegmentPlan
+from testbed.hosts.swap_client import HOST_INTERFACE, INNER, WIRE
+from testbed.lab.link import (
+    Bridge,
+    End,
+    add_bridge,
+    add_permanent_neighbour,
+    add_veth,
+    set_address,
+    set_offloads,
+    set_up,
+)
+from testbed.lab.namespace import NetworkNamespace, wait_gone
+
+
+class Network:
+    """The namespaces of a running plan, by host name; `nics` are those that clients' NICs live in."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.hosts: dict[str, NetworkNamespace] = {}
+        self.nics: dict[str, NetworkNamespace] = {}
+        self._clients = {client.name: client for client in plan.clients}
+        self._switches: list[NetworkNamespace] = []
+        try:
+            for segment in plan.segments:
+                self._build(segment, offloads=all(client.gso for client in plan.clients))
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, segment: SegmentPlan, *, offloads: bool) -> None:
+        ends = [self._host(interface) for interface in segment.interfaces]
+        if segment.kind == "bridge":
+            switch = NetworkNamespace.create()
+            self._switches.append(switch)
+            bridge = add_bridge(switch, "br0")
+            for number, (end, interface) in enumerate(zip(ends, segment.interfaces, strict=True)):
+                self._plug(bridge, f"port{number}", end, interface)
+        else:
+            one, other = segment.interfaces
+            add_veth(
+                *(ends[0], ends[1]), mtu=one.mtu, mac_a=self._outer_mac(one), mac_b=self._outer_mac(other)
+            )
+        for end, interface in zip(ends, segment.interfaces, strict=True):
+            self._bring_up(end, interface, offloads=offloads)
+        self._introduce(segment)
+
+    def _host(self, interface: Interface) -> End:
+        """Make a host's namespaces; the end that its link to the others is to have."""
+        host = self.hosts[interface.host] = NetworkNamespace.create()
+        _bury_orphans(host)
+        if interface.host not in self._clients:
+            return host, HOST_INTERFACE
+        nic = self.nics[interface.host] = NetworkNamespace.create()
+        add_veth((nic, INNER), (host, HOST_INTERFACE), mtu=interface.mtu, mac_b=interface.mac)
+        return nic, WIRE
+
+    def _outer_mac(self, interface: Interface) -> str | None:
+        return None if interface.host in self._clients else interface.mac
+
+    def _plug(self, bridge: Bridge, port: str, end: End, interface: Interface) -> None:
+        add_veth(
+            (bridge.namespace, port), end, mtu=interface.mtu, mac_b=self._outer_mac(interface), master_a=bridge
+        )
+
+    def _bring_up(self, end: End, interface: Interface, *, offloads: bool) -> None:
+        host = self.hosts[interface.host]
+        inside = [(host, HOST_INTERFACE)]
+        if interface.host in self._clients:
+            inside += [(self.nics[interface.host], INNER), end]
+        for namespace, ifname in inside:
+            if not offloads:
+                set_offloads(namespace, ifname, on=False)
+            set_up(namespace, ifname)
+        set_address(host, HOST_INTERFACE, interface.ipv4)
+
+    def _introduce(self, segment: SegmentPlan) -> None:
+        """Tell clients and the others of each other's addresses for good: swap must not hang on ARP by accident."""
+        for client in segment.interfaces:
+            if client.host not in self._clients:
+                continue
+            for other in segment.interfaces:
+                if other.host not in self._clients:
+                    self._add_neighbour(client, other)
+                    self._add_neighbour(other, client)
+
+    def _add_neighbour(self, at: Interface, other: Interface) -> None:
+        add_permanent_neighbour(self.hosts[at.host], HOST_INTERFACE, other.address, other.mac)
+
+    def close(self) -> None:
+        """Let go of everything and wait until the kernel has taken it down."""
+        wait_gone([*self.hosts.values(), *self.nics.values(), *self._switches])
+
+    def __enter__(self) -> Network:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bury_orphans(host: NetworkNamespace) -> None:
+    """Give up soon on connections that no process has open any more: each holds its namespace until it ends."""
+    with host.entered():
+        for name, value in (("tcp_orphan_retries", 1), ("tcp_fin_timeout", 1)):
+            Path(f"/proc/sys/net/ipv4/{name}").write_text(str(value))

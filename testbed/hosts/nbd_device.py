@@ -1,0 +1,244 @@
+"""The block device under the swap area, after drivers/block/nbd.c: a request queue, `nbd_thread` that sends, and the
+receive loop that completes.
+
+The queue merges neighbouring slots into requests of up to 255 sectors and has 128 requests for each direction; who
+finds none waits. `nbd_thread` must find memory for what it sends. Patch 14 lets it use the reserve while it does, and
+makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like anybody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOIO
+from testbed.mm.page import Page
+from testbed.mm.page_io import SwapIO
+from testbed.mm.sched import Task
+from testbed.mm.wait import WaitQueue
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.nbd.client import NbdClient
+from testbed.nbd.errors import NbdError
+from testbed.net.sock import SocketMemory
+from testbed.net.tcp_input import TcpReceiveQueue
+from testbed.net.tcp_output import TcpSendQueue
+from testbed.patches import Switches
+
+BLKDEV_MAX_RQ = 128
+SAFE_MAX_PAGES = 255 * 512 // PAGE_SIZE
+NBD_REQUEST_SIZE = 28
+EIO = 5
+
+
+@dataclass(slots=True)
+class Request:
+    """A run of neighbouring slots to write or read."""
+
+    write: bool
+    entry: int
+    pages: list[Page]
+
+
+class NbdDevice:
+    """A swap device behind one NBD connection. `completions` and `max_gap_s` tell how steadily requests complete."""
+
+    def __init__(self, switches: Switches) -> None:
+        self.switches = switches
+        self.thread = Task("nbd0", pf_kthread=True, nice=-20)
+        self.queue: deque[Request] = deque()
+        self.in_flight: dict[int, Request] = {}
+        self.max_gap_s = 0.0
+        self.thread_blocked_since: float | None = None
+        self.pf_memalloc_sends = 0
+        self.ordinary_sends = 0
+        self.failed: str | None = None
+        self._allocated = {True: 0, False: 0}
+        self._get_request_wait = {True: WaitQueue(), False: WaitQueue()}
+        self._waiting_wq = WaitQueue()
+        self._writable = WaitQueue()
+        self._handle = 0
+        self._waiting_since: float | None = None
+        self._closed = False
+
+    def attach(
+        self,
+        client: NbdClient,
+        swap_io: SwapIO,
+        receive_queue: TcpReceiveQueue,
+        send_queue: TcpSendQueue,
+        socket_memory: SocketMemory,
+    ) -> None:
+        """`nbd_do_it`: take over a connection in its transmission phase and start to receive from it."""
+        self.client = client
+        self.swap_io = swap_io
+        self.receive_queue = receive_queue
+        self.send_queue = send_queue
+        self._read_before = client.bytes_received
+        send_queue.write_seq = client.bytes_sent
+        sk = receive_queue.sk
+        sk.sk_allocation = GFP_NOIO
+        if self.switches.nbd_memalloc:
+            socket_memory.sk_set_memalloc(sk)
+            sk.sk_allocation = GFP_NOIO | GFP_MEMALLOC
+        asyncio.get_running_loop().add_reader(client.fileno(), self.receive)
+
+    async def submit_write(self, pages: Sequence[Page], nice: int) -> None:
+        """Queue swapped-out pages, neighbouring slots merged; waits while all write requests are taken."""
+        await self._submit(True, pages, nice)
+
+    async def submit_read(self, pages: Sequence[Page], nice: int) -> None:
+        """Queue pages to be swapped in; waits while all read requests are taken."""
+        await self._submit(False, pages, nice)
+
+    async def _submit(self, write: bool, pages: Sequence[Page], nice: int) -> None:
+        runs = deque(merge(pages))
+        try:
+            while runs and await self._get_request(write, nice):
+                self._make_request(write, runs.popleft())
+        finally:
+            for run in runs:
+                self._end(Request(write, run[0].swap_entry, run), EIO)
+
+    async def _get_request(self, write: bool, nice: int) -> bool:
+        """Wait for a free request; False when the device is closed."""
+        while self._allocated[write] >= BLKDEV_MAX_RQ and not self._closed:
+            await self._get_request_wait[write].wait(nice=nice)
+        return not self._closed
+
+    def _make_request(self, write: bool, run: list[Page]) -> None:
+        self._allocated[write] += 1
+        if self._waiting_since is None:
+            self._waiting_since = asyncio.get_running_loop().time()
+        self.queue.append(Request(write, run[0].swap_entry, run))
+        self._waiting_wq.wake(1)
+
+    async def nbd_thread(self) -> None:
+        """Send one queued request after the other, until cancelled."""
+        while True:
+            while not self.queue:
+                await self._waiting_wq.wait()
+            await self._sock_xmit(self.queue[0])
+
+    async def _sock_xmit(self, request: Request) -> None:
+        """Find memory for the request's bytes, then hand them to the real socket."""
+        size = NBD_REQUEST_SIZE + (len(request.pages) * PAGE_SIZE if request.write else 0)
+        self.thread_blocked_since = asyncio.get_running_loop().time()
+        if self.switches.nbd_memalloc:
+            self.pf_memalloc_sends += 1
+            self.thread.pf_memalloc = True
+        else:
+            self.ordinary_sends += 1
+        self.queue.popleft()
+        self._handle += 1
+        self.in_flight[self._handle] = request
+        start = self.client.write if request.write else self.client.read
+        start(self._handle, request.entry * PAGE_SIZE, [page.buffer for page in request.pages])
+        try:
+            await self.send_queue.tcp_sendmsg(size, self.thread, self._push_some)
+        finally:
+            self.thread.pf_memalloc = False
+        self.thread_blocked_since = None
+        while not self._closed and not self._push():
+            await self._wait_writable()
+
+    def _push_some(self) -> None:
+        if not self._closed:
+            self._push()
+
+    def _push(self) -> bool:
+        """Send what has its memory; True when all of it is out."""
+        try:
+            paid = self.send_queue.write_seq - self.client.bytes_sent
+            return self.client.send_pending(paid) or self.client.bytes_sent == self.send_queue.write_seq
+        except NbdError as error:
+            self._fail(error)
+            return True
+
+    async def _wait_writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_writer(self.client.fileno(), self._writable.wake_all)
+        try:
+            await self._writable.wait()
+        finally:
+            loop.remove_writer(self.client.fileno())
+
+    def receive(self) -> None:
+        """Complete every request whose reply has arrived."""
+        try:
+            replies = self.client.receive()
+        except NbdError as error:
+            self._fail(error)
+            return
+        received = self.client.bytes_received
+        self.receive_queue.copied(received - self._read_before)
+        self._read_before = received
+        for handle, error_number in replies:
+            self._complete(self.in_flight.pop(handle), error_number)
+
+    def tcp_ack(self) -> None:
+        """The real TCP may have taken in acknowledgements: free the send memory they cover (SIOCOUTQ)."""
+        unacked = struct.unpack("i", fcntl.ioctl(self.client.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        self.send_queue.tcp_clean_rtx_queue(self.client.bytes_sent - unacked)
+
+    def _complete(self, request: Request, error: int) -> None:
+        now = asyncio.get_running_loop().time()
+        self._note_gap(now)
+        self._allocated[request.write] -= 1
+        busy = self._allocated[True] or self._allocated[False]
+        self._waiting_since = now if busy else None
+        self._end(request, error)
+        self._get_request_wait[request.write].wake(1)
+
+    def _end(self, request: Request, error: int) -> None:
+        if request.write:
+            self.swap_io.end_write(request.pages, error)
+        else:
+            self.swap_io.end_read(request.pages, error)
+
+    def _note_gap(self, now: float) -> None:
+        if self._waiting_since is not None:
+            self.max_gap_s = max(self.max_gap_s, now - self._waiting_since)
+
+    def _fail(self, error: Exception) -> None:
+        """The connection is gone: what was asked of it ends with EIO, and so does whatever is asked later."""
+        self.failed = self.failed or str(error)
+        self.close()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is queued or in flight."""
+        return not self.queue and not self.in_flight
+
+    def close(self) -> None:
+        """`nbd_clear_que`: end everything with EIO and free what the socket holds."""
+        if self._closed:
+            return
+        self._closed = True
+        loop = asyncio.get_running_loop()
+        self._note_gap(loop.time())
+        loop.remove_reader(self.client.fileno())
+        requests = [*self.in_flight.values(), *self.queue]
+        self.in_flight.clear()
+        self.queue.clear()
+        for request in requests:
+            self._end(request, EIO)
+        self.receive_queue.purge()
+        for waiters in self._get_request_wait.values():
+            waiters.wake_all()
+
+
+def merge(pages: Sequence[Page]) -> list[list[Page]]:
+    """Runs of pages with neighbouring slots, each at most one request long, in the order of their slots."""
+    runs: list[list[Page]] = []
+    last = -2
+    for page in sorted(pages, key=lambda page: page.swap_entry):
+        if page.swap_entry != last + 1 or len(runs[-1]) == SAFE_MAX_PAGES:
+            runs.append([])
+        runs[-1].append(page)
+        last = page.swap_entry
+    return runs

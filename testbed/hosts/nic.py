@@ -1,0 +1,175 @@
+"""The emulated NIC: moves frames between the wire and the real stack, and lets the model decide about each.
+
+Two packet rings: one on the wire's veth, one on the veth whose other end is the host's own eth0. A frame that the
+model drops is simply not passed on, so the real stack, and a real TCP, never sees it. Outgoing control packets need
+memory too, so they are dropped when the model finds none; outgoing data was paid for when it was queued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import numpy.typing as npt
+
+from testbed.hosts.classifier import IPPROTO_TCP, Classifier, column
+from testbed.hosts.ledger import Ledger
+from testbed.hosts.segment import kept_segments
+from testbed.lab.link import interface_statistics
+from testbed.lab.namespace import NetworkNamespace
+from testbed.lab.packet_ring import FrameBlock, PacketRing
+from testbed.lab.packet_sender import PacketSender
+from testbed.net.dev import DELIVERED, ETH_P_IP, NetDevice, RxBatch
+from testbed.net.drop_reason import DropReason
+from testbed.net.sock import Sock
+from testbed.net.tcp_output import send_control_packets
+
+NETDEV_BUDGET = 256
+"""Frames taken from a ring before other work gets its turn (the kernel's net.core.netdev_budget is 300)."""
+WIRE_SLOTS = 1024
+INNER_SLOTS = 256
+
+
+class Nic:
+    """The NIC of one emulated host; make it inside the namespace that both veths end in.
+
+    Args:
+        wire, inner: interface names.
+        gso: pass segments of up to 64 KiB whole (offloads on at both end hosts).
+    """
+
+    def __init__(self, wire: str, inner: str, *, gso: bool) -> None:
+        self.gso = gso
+        self._wire = wire
+        self._namespace = NetworkNamespace.current()
+        self.wire_ring = PacketRing(wire, slots=WIRE_SLOTS, gso=gso)
+        self.inner_ring = PacketRing(inner, slots=INNER_SLOTS, gso=gso)
+        self.to_wire = PacketSender(wire, gso=gso)
+        self.to_host = PacketSender(inner, gso=gso)
+        self._wire_before = self._wire_packets()
+        self.wire_frames = 0
+        self.host_frames = 0
+        self.wire_segments = 0
+
+    def attach(
+        self, device: NetDevice, classifier: Classifier, ledger: Ledger, swap_sk: Sock, server_port: int
+    ) -> None:
+        """Connect the model and start to take frames from the running event loop."""
+        self.device = device
+        self.classifier = classifier
+        self.ledger = ledger
+        self.swap_sk = swap_sk
+        self._server_port = server_port
+        self.on_swap_frames = _nothing
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self.wire_ring.fileno(), self.receive)
+        loop.add_reader(self.inner_ring.fileno(), self.transmit)
+
+    def detach(self) -> None:
+        """Stop taking frames."""
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self.wire_ring.fileno())
+        loop.remove_reader(self.inner_ring.fileno())
+
+    def receive(self) -> None:
+        """One softirq's worth of frames from the wire."""
+        block = self.wire_ring.ready(NETDEV_BUDGET)
+        if block is None:
+            return
+        batch, others = self.classifier.classify(block)
+        self.wire_frames += block.count
+        if others is None:
+            self._receive(block, batch, None)
+        else:
+            self._receive(block, _without(batch, others), np.flatnonzero(~others))
+            self.ledger.tally({(int(DropReason.OTHERHOST), "other host", False): int(others.sum())})
+            self.wire_segments += int(others.sum())
+        self.wire_ring.release(block)
+
+    def _receive(self, block: FrameBlock, batch: RxBatch, indices: npt.NDArray[np.intp] | None) -> None:
+        self.wire_segments += sum(batch.segments) if batch.segments is not None else len(batch.protocols)
+        self.device.receive(batch)
+        verdicts = np.array(batch.verdicts, np.int64)
+        through = verdicts == DELIVERED
+        for index in batch.cut:
+            through[index] = False
+        chosen: npt.NDArray[np.intp] | None
+        if through.all():
+            chosen = indices
+        else:
+            chosen = np.flatnonzero(through)
+            chosen = chosen if indices is None else indices[chosen]
+        if chosen is None or len(chosen):
+            self.host_frames += self.to_host.send(block, chosen)
+        for index, kept in batch.cut.items():
+            self._send_cut(block, batch, index if indices is None else int(indices[index]), index, kept)
+        if batch.end_seq is not None:
+            self.on_swap_frames()
+
+    def _send_cut(self, block: FrameBlock, batch: RxBatch, number: int, index: int, kept: list[bool]) -> None:
+        assert batch.gso_size is not None
+        frames = kept_segments(bytes(block.frame(number)), batch.gso_size[index], kept)
+        self.host_frames += self.to_host.send_bytes(frames)
+
+    def transmit(self) -> None:
+        """Frames that the real stack wants to send."""
+        block = self.inner_ring.ready(NETDEV_BUDGET)
+        if block is None:
+            return
+        headers = block.headers
+        is_ip = column(headers, 12, ">u2") == ETH_P_IP
+        swap = is_ip & (headers[:, 23] == IPPROTO_TCP) & (column(headers, 36, ">u2") == self._server_port)
+        header = 20 + ((headers[:, 46] >> 4).astype(np.int64) << 2)
+        data = swap & (column(headers, 16, ">u2").astype(np.int64) > header)
+        refused = self._control_packets(swap & ~data, self.swap_sk) | self._control_packets(~swap, None)
+        if refused.any():
+            self.to_wire.send(block, np.flatnonzero(~refused))
+        else:
+            self.to_wire.send(block)
+        self.device.netstat.tx_packets += block.count - int(refused.sum())
+        self.inner_ring.release(block)
+
+    def _control_packets(self, chosen: npt.NDArray[np.bool_], sk: Sock | None) -> npt.NDArray[np.bool_]:
+        """Which of the chosen frames find no memory; an ACK for data in reserve memory is sent with PF_MEMALLOC."""
+        count = int(chosen.sum())
+        if not count:
+            return chosen
+        device = self.device
+        device.softirq.pf_memalloc = (
+            sk is not None and device.last_pfmemalloc and device.switches.receive_pf_memalloc
+        )
+        sent = send_control_packets(count, sk, device.skb_memory, device.socket_memory, device.softirq)
+        device.softirq.pf_memalloc = False
+        if sent:
+            return np.zeros_like(chosen)
+        device.netstat.tx_skb_alloc_failed += count
+        return chosen
+
+    def wire_rx_packets(self) -> int:
+        """Packets that the kernel itself has counted on the wire's veth since the ring was opened."""
+        return self._wire_packets() - self._wire_before
+
+    def _wire_packets(self) -> int:
+        return interface_statistics(self._namespace, self._wire)["rx_packets"]
+
+    def close(self) -> None:
+        """Let go of the rings and sockets."""
+        for end in (self.wire_ring, self.inner_ring, self.to_wire, self.to_host):
+            end.close()
+
+
+def _without(batch: RxBatch, others: npt.NDArray[np.bool_]) -> RxBatch:
+    """The batch less the frames for other hosts, which a NIC's address filter never lets in."""
+    mine = np.flatnonzero(~others).tolist()
+    return RxBatch(
+        [batch.protocols[index] for index in mine],
+        [batch.receivers[index] for index in mine],
+        [batch.names[index] for index in mine],
+        None if batch.segments is None else [batch.segments[index] for index in mine],
+        None if batch.end_seq is None else [batch.end_seq[index] for index in mine],
+        None if batch.gso_size is None else [batch.gso_size[index] for index in mine],
+    )
+
+
+def _nothing() -> None:
+    return

@@ -1,0 +1,85 @@
+"""A swap client's account of its run, in the shape that the verdict reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from testbed.hosts.witnesses import witnesses
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.drop_reason import DropReason
+
+if TYPE_CHECKING:
+    from testbed.hosts.swap_client import SwapClient
+
+UNRELATED_ENDS = (DropReason.DELIVERED, DropReason.PFMEMALLOC, DropReason.SOCKET_RCVBUFF)
+
+
+def client_report(
+    client: SwapClient, counters: Mapping[str, int], memory: Mapping[str, int], interfaces: Mapping[str, int]
+) -> dict[str, Any]:
+    """The report; what is passed in was read before everything was given back."""
+    progress = client.progress
+    return {
+        "counters": dict(counters),
+        "frames": _frames(client),
+        "swap": _swap(client, counters),
+        "memory": dict(memory),
+        "workload": {
+            "tasks": client.nr_tasks,
+            "finished_tasks": progress.finished_tasks,
+            "killed_tasks": progress.killed_tasks,
+            "pages": client.plan.workload.pages,
+            "touches": progress.touches,
+            "checked": progress.checked,
+            "corrupt": progress.corrupt,
+        },
+        "pages_leaked": client.node.pages_leaked(),
+        "interfaces": dict(interfaces),
+        "sockets": {
+            bystander.sk.name: {
+                "delivered": client.ledger.count(reason=DropReason.DELIVERED, socket=bystander.sk.name),
+                "received": bystander.received,
+            }
+            for bystander in client.sockets
+        },
+        "witnesses": witnesses(
+            counters, client.netstat, (client.device.pf_memalloc_sends, client.device.ordinary_sends)
+        ),
+        "ledger": client.ledger.take_rows(),
+        "device": {"failed": client.device.failed, "tx_dropped": client.nic.to_host.tx_dropped},
+    }
+
+
+def _frames(client: SwapClient) -> dict[str, Any]:
+    ledger = client.ledger
+    names = [bystander.sk.name for bystander in client.sockets]
+    unrelated = {
+        reason: sum(ledger.count(reason=reason, socket=name, pfmemalloc=True) for name in names)
+        for reason in UNRELATED_ENDS
+    }
+    return {
+        "received": client.nic.wire_segments,
+        "delivered": ledger.count(reason=DropReason.DELIVERED),
+        "dropped": ledger.dropped(),
+        "pending": 0,
+        "unrelated_pfmemalloc": sum(unrelated.values()),
+        "unrelated_pfmemalloc_delivered": unrelated[DropReason.DELIVERED],
+        "unrelated_pfmemalloc_dropped": unrelated[DropReason.PFMEMALLOC],
+        "swap_socket_filtered": ledger.count(reason=DropReason.PFMEMALLOC, socket="swap"),
+    }
+
+
+def _swap(client: SwapClient, counters: Mapping[str, int]) -> dict[str, Any]:
+    pages_in, pages_out = counters["pswpin"], counters["pswpout"]
+    started, ended = client.workload_started, client.workload_ended
+    seconds = ended - started if started is not None and ended is not None else 0.0
+    moved = (pages_in + pages_out) * PAGE_SIZE / (1 << 20)
+    return {
+        "pages_in": pages_in,
+        "pages_out": pages_out,
+        "corrupt": client.progress.corrupt,
+        "max_gap_s": client.device.max_gap_s,
+        "mib_per_s": moved / seconds if seconds else 0.0,
+        "seconds": seconds,
+    }

@@ -1,0 +1,112 @@
+"""The series' own workload: tasks map anonymous memory, write every page, then read it all in order, over and over.
+
+Each page is filled with a stamp of its own, and every read compares the whole page. Tasks take turns after a few
+touches, as many tasks on few processors do, so that none runs far ahead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from testbed.mm.memory import BusError, Killed, Memory, Vma
+from testbed.mm.page import Page
+from testbed.mm.sched import Task
+from testbed.mm.watermarks import PAGE_SIZE
+
+TOUCHES_PER_ROUND = 64
+"""Touches of all tasks together between two turns of the event loop."""
+STAMP = struct.Struct("<IIQ")
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the tasks have done so far; `waiting` is how many are inside a page fault right now."""
+
+    finished_tasks: int = 0
+    killed_tasks: int = 0
+    touches: int = 0
+    checked: int = 0
+    corrupt: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all tasks of one workload share: memory, RAM's bytes, the run's seed, where progress and events go."""
+
+    memory: Memory
+    ram: mmap.mmap
+    seed: int
+    progress: Progress
+    event: Callable[[str, dict[str, object]], None]
+
+
+class LinearTouch:
+    """One task of the workload: `pages` pages, read `passes` times, `slice_touches` touches at a turn."""
+
+    def __init__(self, number: int, pages: int, passes: int, slice_touches: int, surroundings: Surroundings) -> None:
+        self.task = Task(f"touch{number}")
+        self.vma = Vma(self.task, pages)
+        self._number = number
+        self._passes = passes
+        self._slice = slice_touches
+        self._memory = surroundings.memory
+        self._ram = surroundings.ram
+        self._seed = surroundings.seed
+        self._progress = surroundings.progress
+        self._event = surroundings.event
+
+    async def run(self) -> None:
+        """Write once, read `passes` times, exit."""
+        try:
+            await self._write()
+            for _ in range(self._passes):
+                await self._read()
+            self._progress.finished_tasks += 1
+        except (Killed, BusError) as error:
+            self._progress.killed_tasks += 1
+            self._event("task_killed", {"task": self.task.name, "why": type(error).__name__})
+        finally:
+            self.task.memdie = False
+            self._memory.exit_mmap(self.vma)
+
+    def _stamp(self, index: int) -> bytes:
+        return STAMP.pack(self._number, index, self._seed) * (PAGE_SIZE // STAMP.size)
+
+    async def _fault(self, index: int, write: bool) -> Page | None:
+        self._progress.waiting += 1
+        try:
+            return await self._memory.handle_mm_fault(self.task, self.vma, index, write)
+        finally:
+            self._progress.waiting -= 1
+
+    async def _write(self) -> None:
+        for index in range(len(self.vma.ptes)):
+            if not index % self._slice:
+                await asyncio.sleep(0)
+            page = await self._fault(index, True)
+            assert page is not None
+            page.buffer[:] = self._stamp(index)
+            self._progress.touches += 1
+
+    async def _read(self) -> None:
+        ptes, ram, progress = self.vma.ptes, self._ram, self._progress
+        for index in range(len(ptes)):
+            if not index % self._slice:
+                await asyncio.sleep(0)
+            pte = ptes[index]
+            if isinstance(pte, Page):
+                pte.young = True
+                page: Page | None = pte
+            else:
+                page = await self._fault(index, False)
+            progress.touches += 1
+            offset = 0 if page is None else page.offset
+            if page is None or ram[offset : offset + PAGE_SIZE] != self._stamp(index):
+                progress.corrupt += 1
+                self._event("corrupt_page", {"task": self.task.name, "page": index})
+            progress.checked += 1
