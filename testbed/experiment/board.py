@@ -12,6 +12,8 @@ from testbed.experiment.plan import ClientPlan, Plan
 from testbed.hosts.messages import Event, Sample
 
 RATE_WINDOW_S = 2.0
+RUNNER = "runner"
+"""The host of events that are about the run as a whole."""
 DROP_COUNTERS = ("PFMemallocDrop", "rx_missed", "rx_dropped", "RcvbufErrors")
 
 
@@ -80,6 +82,8 @@ class Board:
         """Take in an event."""
         self._clock(event.time)
         self.events.append(event)
+        if event.host == RUNNER:
+            self.phase = event.name.replace("_", " ")
 
     @property
     def elapsed(self) -> float:

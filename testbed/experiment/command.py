@@ -30,11 +30,12 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status."""
     try:
-        preflight.check(resolve(topology, options.overrides))
+        plan = resolve(topology, options.overrides)
+        preflight.check(plan)
         leftovers.mark_children()
-        from testbed.experiment.run import run
+        from testbed.experiment.session import run
 
-        result = run(topology, options)
+        result = run(plan, options)
     except (CannotRun, LabError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN

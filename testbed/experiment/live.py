@@ -29,9 +29,6 @@ REDRAWS_PER_S = 5.0
 class View(Protocol):
     """Somebody who watches a run. A context manager; what it is told last is what it shows when it ends."""
 
-    def phase(self, text: str) -> None:
-        """Say what the run is doing now."""
-
     def sample(self, sample: Sample) -> None:
         """Take in all counters of a host."""
 
@@ -68,10 +65,6 @@ class PlainView:
         self._title = title
         self._interval = LINE_INTERVAL_S * max(1.0, len(plan.clients) / 4)
         self._next: dict[str, float] = {client.name: 0.0 for client in plan.clients}
-
-    def phase(self, text: str) -> None:
-        self._board.phase = text
-        self._line(self._board.elapsed, text)
 
     def sample(self, sample: Sample) -> None:
         self._board.sample(sample)
@@ -131,10 +124,6 @@ class LiveView:
             redirect_stderr=True,
         )
         self._drawn = 0.0
-
-    def phase(self, text: str) -> None:
-        self._board.phase = text
-        self._live.refresh()
 
     def sample(self, sample: Sample) -> None:
         self._board.sample(sample)

@@ -16,8 +16,8 @@ from testbed import cli
 from testbed.experiment import leftovers, preflight
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.errors import CannotRun
+from testbed.experiment.plan import Plan
 from testbed.experiment.result import Check, Outcome, Result
-from testbed.experiment.topology import Topology
 
 ROOT = Path(__file__).parents[2]
 SWAP_FLOOD = str(ROOT / "topologies" / "swap_flood.py")
@@ -124,19 +124,19 @@ class Rig:
         self.outcome = outcome
         self.options: list[RunOptions] = []
 
-    def run(self, topology: Topology, options: RunOptions) -> Result:
+    def run(self, plan: Plan, options: RunOptions) -> Result:
         self.options.append(options)
         if isinstance(self.outcome, Exception):
             raise self.outcome
         checks = [Check("progress", self.outcome == "pass", "seen")]
-        return Result(outcome=self.outcome, checks=checks, seed=options.seed, topology=topology.name)
+        return Result(outcome=self.outcome, checks=checks, seed=options.seed, topology=plan.name)
 
 
 def rigged(monkeypatch: pytest.MonkeyPatch, outcome: Outcome | Exception) -> Rig:
     rig = Rig(outcome)
-    module: Any = ModuleType("testbed.experiment.run")
+    module: Any = ModuleType("testbed.experiment.session")
     module.run = rig.run
-    monkeypatch.setitem(sys.modules, "testbed.experiment.run", module)
+    monkeypatch.setitem(sys.modules, "testbed.experiment.session", module)
     monkeypatch.setattr(preflight, "require_privilege", lambda: None)
     monkeypatch.setattr(preflight, "meminfo", lambda name: 1 << 40)
     monkeypatch.delenv("TESTBED_RUN", raising=False)

@@ -31,7 +31,7 @@ def sample(time: float, **counters: int) -> Sample:
 def play(view: View) -> None:
     """Three seconds of a run."""
     with view:
-        view.phase("checking the network")
+        view.event(Event("runner", 100.0, "workload_started"))
         for tick in range(31):
             view.sample(sample(100 + tick / 10, pswpout=200 * tick, nr_writeback=32, PFMemallocDrop=tick // 10))
             view.sample(Sample("noise", 100 + tick / 10, {"flood_sent": 1000 * tick}))
@@ -53,7 +53,7 @@ def test_plain_lines_come_once_a_second_and_for_each_event(plan: Plan) -> None:
     play(PlainView(plan, Console(file=out), "swap_flood, all 16 patches on"))
     lines = out.getvalue().splitlines()
     assert lines[0].endswith("swap_flood, all 16 patches on")
-    assert lines[1].endswith("checking the network")
+    assert lines[1].endswith("runner: workload started")
     status = [line for line in lines if "client: free" in line]
     assert [line.split("s ")[0].strip() for line in status] == ["0.0", "1.0", "2.0", "3.0"]
     assert "out 6000 (+2000/s)" in status[-1]
@@ -69,7 +69,14 @@ def test_the_picture_has_it_all(plan: Plan) -> None:
     console = Console(file=out, force_terminal=True, width=120, height=50, color_system=None)
     play(LiveView(plan, console, "swap_flood"))
     text = out.getvalue()
-    for part in ("swap_flood", "300 free", "T 128  m 256  l 320  h 384", "out 6,000 (2,000/s)", "writeback 32"):
+    for part in (
+        "swap_flood",
+        "3.0 s   workload started",
+        "300 free",
+        "T 128  m 256  l 320  h 384",
+        "out 6,000 (2,000/s)",
+        "writeback 32",
+    ):
         assert part in text
     for part in ("4 waiting, 2 throttled", "PFMemallocDrop 3", "10,000 a second", "client: swapping (free 300)"):
         assert part in text
