@@ -1,18 +1,18 @@
 """A classroom: thin clients that all swap to one server, while one machine floods each of them.
 
-`--clients N` (default 3) says how many thin clients there are. It may come before or after the common options.
+`--clients N` says how many thin clients there are (default 3); it comes with the common options.
 """
 
-import argparse
 import sys
 
 from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology, TopologyError, UdpFlood
+from testbed.experiment.arguments import Parser
 
 
-def classroom(clients: int) -> Topology:
+def classroom(clients: int = 3) -> Topology:
     """A lab with this many thin clients."""
-    if clients < 1:
-        raise TopologyError(f"ltsp_lab: a lab needs at least 1 client, not {clients}")
+    if not 1 <= clients <= 200:
+        raise TopologyError(f"a lab has 1 to 200 clients, not {clients}")
     lab = Topology("ltsp_lab")
     server = lab.add(NbdServer("server"))
     noise = lab.add(Neighbour("noise"))
@@ -24,15 +24,19 @@ def classroom(clients: int) -> Topology:
     return lab
 
 
-own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-own.add_argument("--clients", type=int, default=3, metavar="N", help="thin clients (default 3)")
+def from_arguments(argv: list[str]) -> tuple[Topology, list[str]]:
+    """The lab that the command line asks for, and the words that are not about that."""
+    parser = Parser(prog="ltsp_lab.py", add_help=False)
+    parser.add_argument("--clients", type=int, default=3, metavar="N", help="thin clients (default 3)")
+    options, rest = parser.parse_known_args(argv)
+    try:
+        return classroom(options.clients), rest
+    except TopologyError as error:
+        parser.error(str(error))
 
-topology = classroom(3)
+
+topology = classroom()
 
 if __name__ == "__main__":
-    options, common = own.parse_known_args()
-    try:
-        topology = classroom(options.clients)
-    except TopologyError as error:
-        sys.exit(f"testbed: {error}")
-    topology.main(common)
+    topology, remaining = from_arguments(sys.argv[1:])
+    topology.main(remaining)

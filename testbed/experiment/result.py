@@ -93,6 +93,7 @@ class Result(msgspec.Struct, kw_only=True):
     topology: str = ""
     version: str = ""
     environment: dict[str, str | int] = {}
+    directory: str = ""
     error: str | None = None
 
 

@@ -1,0 +1,176 @@
+"""The options of `testbed run`, shared by the command and by topology scripts that are run directly.
+
+A mistake ends the program with one line on standard error and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from testbed.experiment.plan import Overrides
+from testbed.patches import PATCHES, PatchError, enabled
+from testbed.size import parse_size
+
+Expected = Literal["pass", "deadlock"]
+
+TIME_LIMIT_S = 600.0
+STALL_LIMIT_S = 10.0
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **named})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with status 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What a run was asked to do. `patches` are the numbers that are on; limits are in seconds."""
+
+    patches: frozenset[int]
+    overrides: Overrides
+    seed: int
+    time_limit: float = TIME_LIMIT_S
+    stall_limit: float = STALL_LIMIT_S
+    out: Path | None = None
+    json: bool = False
+    expect: Expected = "pass"
+    force: bool = False
+    topology: str = ""
+    argv: tuple[str, ...] = ()
+
+    @property
+    def without(self) -> list[int]:
+        """The patches that are off, in order."""
+        return sorted(frozenset(PATCHES) - self.patches)
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Everything needed to run it again, for `result.json`; sizes in bytes, None for what the topology decides."""
+        return {
+            "topology": self.topology,
+            "argv": list(self.argv),
+            "without": self.without,
+            "force": self.force,
+            **asdict(self.overrides),
+            "time_limit": self.time_limit,
+            "stall_limit": self.stall_limit,
+            "seed": self.seed,
+            "expect": self.expect,
+        }
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add every option of `testbed run` to a parser."""
+    off = parser.add_mutually_exclusive_group()
+    off.add_argument("--vanilla", action="store_true", help="turn all 16 patches off")
+    off.add_argument("--without", type=_numbers, default=(), metavar="N[,N...]", help="turn these patches off")
+    parser.add_argument("--force", action="store_true", help="keep patches on although one they build on is off")
+    parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
+    parser.add_argument("--flood", type=_count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
+    parser.add_argument("--flood-size", type=_count(1), metavar="BYTES", help="whole Ethernet frame, without checksum")
+    parser.add_argument("--bystander-buffer", type=_size, metavar="SIZE", help="receive buffer of each bystander")
+    parser.add_argument("--min-free-kbytes", type=_count(1), metavar="N", help="size of the reserve, in KiB")
+    parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
+    parser.add_argument("--tasks", type=_count(1), metavar="N", help="tasks of each client")
+    parser.add_argument(
+        "--time-limit", type=_duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
+    )
+    parser.add_argument(
+        "--stall-limit",
+        type=_duration,
+        default=STALL_LIMIT_S,
+        metavar="S",
+        help="how long swap may stand still (default %(default)s s)",
+    )
+    parser.add_argument("--seed", type=_count(0), metavar="N", help="for whatever is random (default: a new one)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
+    parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
+    parser.add_argument("--expect", choices=("pass", "deadlock"), default="pass", help="outcome for exit status 0")
+
+
+def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) -> RunOptions:
+    """The options in a parsed command line. Raises PatchError."""
+    return RunOptions(
+        patches=enabled(PATCHES if space.vanilla else space.without, force=space.force),
+        overrides=Overrides(
+            memory=space.memory,
+            flood=space.flood,
+            flood_size=space.flood_size,
+            bystander_buffer=space.bystander_buffer,
+            min_free_kbytes=space.min_free_kbytes,
+            workload_total=space.workload_total,
+            tasks=space.tasks,
+        ),
+        seed=secrets.randbelow(1 << 31) if space.seed is None else space.seed,
+        time_limit=space.time_limit,
+        stall_limit=space.stall_limit,
+        out=space.out,
+        json=space.json,
+        expect=space.expect,
+        force=space.force,
+        topology=topology,
+        argv=tuple(argv),
+    )
+
+
+def parse_run(argv: Sequence[str] | None, topology: str) -> RunOptions:
+    """The options of a topology script that is run directly; exits with one line and status 2 for a mistake."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = Parser(prog=Path(topology).name or "testbed", description="Run this topology.")
+    add_run_options(parser)
+    space = parser.parse_args(words)
+    try:
+        return options_from(space, topology, words)
+    except PatchError as error:
+        parser.error(str(error))
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    if size == 0:
+        raise argparse.ArgumentTypeError("a size must be more than 0")
+    return size
+
+
+def _count(least: int) -> Any:
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {number}")
+        return number
+
+    return parse
+
+
+def _duration(text: str) -> float:
+    try:
+        duration = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
+    if not 0 < duration < 1e6:
+        raise argparse.ArgumentTypeError(f"must be more than 0 seconds and less than a million, not {text}")
+    return duration
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of patch numbers, such as 4,9") from None

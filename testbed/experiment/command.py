@@ -1,0 +1,61 @@
+"""From a topology and options to an exit status: what `testbed run` and a topology script both do.
+
+Status 0: the expected outcome; 1: another one; 2: the rig could not run, with one line that says why.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from testbed.experiment import leftovers, preflight
+from testbed.experiment.arguments import RunOptions, parse_run
+from testbed.experiment.errors import CannotRun
+from testbed.experiment.plan import resolve
+from testbed.experiment.report import show
+from testbed.experiment.result import Result, encode
+from testbed.experiment.topology import Topology, TopologyError
+from testbed.lab.errors import LabError
+
+EXPECTED, UNEXPECTED, CANNOT_RUN = 0, 1, 2
+
+
+def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
+    """Run a topology from its own script: `argv` None means the words after the script's name."""
+    return execute(topology, parse_run(argv, sys.argv[0]))
+
+
+def execute(topology: Topology, options: RunOptions) -> int:
+    """Check, run, show; returns the exit status."""
+    try:
+        plan = resolve(topology, options.overrides)
+        preflight.check(plan)
+        leftovers.mark_children()
+        from testbed.experiment.session import run
+
+        result = run(plan, options)
+    except (CannotRun, LabError, TopologyError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return CANNOT_RUN
+    except KeyboardInterrupt:
+        print("testbed: interrupted", file=sys.stderr)
+        return CANNOT_RUN
+    publish(result, options)
+    return status(result, options)
+
+
+def publish(result: Result, options: RunOptions) -> None:
+    """Show the result: as JSON alone on standard output, or as a table."""
+    if options.json:
+        sys.stdout.buffer.write(encode(result))
+        sys.stdout.flush()
+    show(Console(stderr=options.json), result)
+
+
+def status(result: Result, options: RunOptions) -> int:
+    """The exit status for a result."""
+    if result.outcome == "error":
+        return CANNOT_RUN
+    return EXPECTED if result.outcome == options.expect else UNEXPECTED

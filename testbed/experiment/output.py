@@ -1,0 +1,138 @@
+"""The directory of a run: what happened, as it happens, and the result at the end.
+
+`events.jsonl`, `counters.jsonl` and `ledger.jsonl` grow by one JSON object a line; `result.json` appears whole or not
+at all. Under sudo everything belongs to the user who called it. A run that ends with a one-line error, before it has
+a result, takes its directory away again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import msgspec
+
+from testbed.experiment.errors import CannotRun
+from testbed.experiment.result import Result, encode
+from testbed.experiment.topology import TopologyError
+from testbed.hosts.messages import Event, Sample
+from testbed.lab.errors import LabError
+
+STREAMS = ("events.jsonl", "counters.jsonl", "ledger.jsonl")
+RESULT = "result.json"
+
+
+class RunDirectory:
+    """An open run directory; use it as a context manager."""
+
+    def __init__(self, path: Path, made: Path | None) -> None:
+        self.path = path
+        self._made = made
+        self._files: dict[str, BinaryIO] = {}
+
+    @classmethod
+    def create(cls, name: str, out: Path | None = None) -> RunDirectory:
+        """Make the directory `out`, or else `runs/NAME-TIME-PID` here. Raises CannotRun.
+
+        `out` may exist, but not hold another run.
+        """
+        path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+        path = path.absolute()
+        made = next((each for each in [*reversed(path.parents), path] if not each.exists()), None)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if taken := [name for name in (*STREAMS, RESULT) if (path / name).exists()]:
+                raise CannotRun(f"{path} holds a run already ({taken[0]}): choose another --out")
+            self = cls(path, made)
+            for stream in STREAMS:
+                self._files[stream] = (path / stream).open("xb")
+        except OSError as error:
+            raise CannotRun(f"cannot write to {path}: {error.strerror or error}") from None
+        self._give_away()
+        return self
+
+    def event(self, event: Event) -> None:
+        """Record something that happened once."""
+        line = {"time": event.time, "host": event.host, "name": event.name, "fields": event.fields}
+        self._append("events.jsonl", [line])
+
+    def sample(self, sample: Sample) -> None:
+        """Record all counters of a host at one moment."""
+        self._append("counters.jsonl", [{"time": sample.time, "host": sample.host, "counters": sample.counters}])
+
+    def ledger(self, host: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Record where frames ended."""
+        self._append("ledger.jsonl", [{"host": host, **row} for row in rows])
+
+    def file(self, name: str) -> Path:
+        """The path for another file of this run, such as the output of a program."""
+        return self.path / name
+
+    def finish(self, result: Result) -> Path:
+        """Write `result.json`, whole; returns its path."""
+        temporary = self.path / f".{RESULT}.{os.getpid()}"
+        with temporary.open("wb") as file:
+            file.write(encode(result))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(self.path / RESULT)
+        self._give_away()
+        return self.path / RESULT
+
+    def discard(self) -> None:
+        """Take away what this run wrote, and the directories it made."""
+        self._close()
+        for name in STREAMS:
+            (self.path / name).unlink(missing_ok=True)
+        if self._made is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            for directory in self.path.parents:
+                if len(directory.parts) < len(self._made.parts):
+                    break
+                with contextlib.suppress(OSError):
+                    directory.rmdir()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, (CannotRun, LabError, TopologyError)) and not (self.path / RESULT).exists():
+            self.discard()
+        else:
+            self._close()
+            self._give_away()
+
+    def _append(self, stream: str, lines: Iterable[Mapping[str, Any]]) -> None:
+        file = self._files[stream]
+        file.writelines(msgspec.json.encode(line, enc_hook=_plain) + b"\n" for line in lines)
+        file.flush()
+
+    def _close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _give_away(self) -> None:
+        """Hand what this run made to the user behind sudo."""
+        try:
+            owner = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+        except (KeyError, ValueError):
+            return
+        mine = list(self.path.iterdir())
+        if self._made is not None:
+            mine += [each for each in (self.path, *self.path.parents) if len(each.parts) >= len(self._made.parts)]
+        for path in mine:
+            with contextlib.suppress(OSError):
+                os.chown(path, *owner, follow_symlinks=False)
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as a number, anything else as text."""
+    return value.item() if hasattr(value, "item") else str(value)

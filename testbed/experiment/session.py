@@ -1,0 +1,108 @@
+"""One run from plan to result: its directory, who watches it, the run itself, the verdict, `result.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from testbed.experiment.arguments import RunOptions
+from testbed.experiment.evidence import RunEvidence
+from testbed.experiment.limits import limits_reached
+from testbed.experiment.live import View, watch
+from testbed.experiment.output import RunDirectory
+from testbed.experiment.plan import Plan
+from testbed.experiment.result import (
+    FloodTotals,
+    Result,
+    add_up,
+    client_result,
+    total_frames,
+    total_memory,
+    total_swap,
+)
+from testbed.experiment.run import Limits, RunRecord, execute
+from testbed.experiment.verdict import judge
+from testbed.hosts.messages import Event, Sample
+from testbed.lab.errors import LabError
+
+
+class Recorder:
+    """Shows what a run says, and writes it down."""
+
+    def __init__(self, directory: RunDirectory, view: View) -> None:
+        self._directory = directory
+        self._view = view
+        self.under_way = False
+
+    def sample(self, sample: Sample) -> None:
+        """A host's counters."""
+        self._directory.sample(sample)
+        self._view.sample(sample)
+
+    def event(self, event: Event) -> None:
+        """Something that happened once."""
+        self.under_way = self.under_way or event.name == "workload_started"
+        self._directory.event(event)
+        self._view.event(event)
+
+
+def run(plan: Plan, options: RunOptions) -> Result:
+    """Run a plan and judge it. A rig that breaks down in the middle of the workload gives the outcome `error`.
+
+    Raises CannotRun or LabError, leaving nothing behind, when it does not get as far as the workload.
+    """
+    with RunDirectory.create(plan.name, options.out) as directory:
+        with watch(plan, options) as view:
+            recorder = Recorder(directory, view)
+            try:
+                limits = Limits(options.time_limit, options.stall_limit)
+                record = execute(plan, options.patches, options.seed, limits, recorder)
+            except LabError as error:
+                if not recorder.under_way:
+                    raise
+                record = _broken(str(error), options)
+        for client in record.evidence.clients:
+            directory.ledger(client.name, (client.report or {}).get("ledger", []))
+        result = compose(plan, options, record)
+        result.directory = str(directory.path)
+        directory.finish(result)
+    return result
+
+
+def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
+    """The result of a run: its verdict, and its numbers added up."""
+    verdict = judge(record.evidence)
+    clients = [client_result(client.name, client.report or {}) for client in record.evidence.clients]
+    return Result(
+        outcome=verdict.outcome,
+        checks=list(verdict.checks),
+        patches=sorted(options.patches),
+        seed=options.seed,
+        elapsed_s=round(record.elapsed_s, 3),
+        counters=add_up(client.counters for client in clients),
+        frames=total_frames(clients),
+        swap=total_swap(clients),
+        flood=FloodTotals(record.flood_sent, record.flood_pps),
+        memory=total_memory(clients),
+        arguments=options.as_arguments(),
+        clients=clients,
+        limits=limits_reached(plan, record.evidence),
+        warnings=list(plan.warnings),
+        topology=plan.name,
+        version=_version(),
+        environment={"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count() or 0},
+        error=record.evidence.error,
+    )
+
+
+def _broken(error: str, options: RunOptions) -> RunRecord:
+    evidence = RunEvidence([], options.patches, options.stall_limit, options.time_limit, error=error)
+    return RunRecord(evidence, 0, 0.0, 0.0)
+
+
+def _version() -> str:
+    try:
+        return version("swap-testbed")
+    except PackageNotFoundError:
+        return "not installed"

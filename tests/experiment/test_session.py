@@ -1,0 +1,125 @@
+"""From plan to result with a rig that plays a script: what is written, what is shown, what an error leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.experiment import session
+from testbed.experiment.arguments import RunOptions, parse_run
+from testbed.experiment.evidence import RunEvidence
+from testbed.experiment.limits import limits_reached
+from testbed.experiment.load import load_topology
+from testbed.experiment.plan import Overrides, Plan, resolve
+from testbed.experiment.result import decode
+from testbed.experiment.run import RunRecord
+from testbed.hosts.messages import Event, Sample
+from testbed.lab.errors import LabError
+from tests.experiment import witness
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return resolve(load_topology(Path(__file__).parents[2] / "topologies" / "swap_flood.py")[0])
+
+
+def options(out: Path, *words: str) -> RunOptions:
+    return parse_run([*words, "--out", str(out), "--seed", "3"], "swap_flood.py")
+
+
+def rig(
+    monkeypatch: pytest.MonkeyPatch, *play: Event | Sample | Exception, evidence: RunEvidence | None = None
+) -> None:
+    def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Any, observer: Any) -> RunRecord:
+        for word in play:
+            if isinstance(word, Exception):
+                raise word
+            tell: Callable[[Any], None] = observer.event if isinstance(word, Event) else observer.sample
+            tell(word)
+        return RunRecord(evidence or witness.run(), 20000, 9876.0, 12.5)
+
+    monkeypatch.setattr(session, "execute", execute)
+
+
+STARTED = Event("runner", 1.0, "workload_started")
+
+
+def test_a_run_that_passes(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig(monkeypatch, STARTED, Sample("client", 1.1, {"pswpout": 1}))
+    result = session.run(plan, options(tmp_path / "run"))
+    assert result.outcome == "pass"
+    assert decode((tmp_path / "run" / "result.json").read_bytes()) == result
+    assert (result.flood.sent, result.flood.pps, result.elapsed_s) == (20000, 9876.0, 12.5)
+    assert (result.topology, result.seed, result.patches) == ("swap_flood", 3, list(range(1, 17)))
+    assert result.counters["PFMemallocDrop"] == 700
+    assert set(result.environment) == {"kernel", "python", "cpus"}
+    ledger = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
+    assert sum(row["frames"] for row in ledger if row["reason"] == "PFMEMALLOC") == 700
+    assert len((tmp_path / "run" / "counters.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "run" / "events.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_rig_that_does_not_start_leaves_nothing(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig(monkeypatch, Sample("client", 1.0, {}), LabError("server: port 10809 is in use"))
+    with pytest.raises(LabError, match="port 10809"):
+        session.run(plan, options(tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rig_that_breaks_down_gives_an_error_and_keeps_what_it_saw(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig(monkeypatch, STARTED, LabError("client: was ended by SIGKILL"))
+    result = session.run(plan, options(tmp_path / "run"))
+    assert (result.outcome, result.error) == ("error", "client: was ended by SIGKILL")
+    assert {check.ok for check in result.checks} == {False}
+    assert (tmp_path / "run" / "events.jsonl").read_text().count("workload_started") == 1
+
+
+def limits(plan: Plan, *path: str, value: int, **changes: Any) -> list[str]:
+    client = witness.client(report=witness.spoiled(*path, value=value))
+    return limits_reached(plan, witness.run(client, **changes))
+
+
+@pytest.mark.parametrize(
+    ("lowest", "text"),
+    [
+        (0, "client: free memory went down to 0 pages: all of its memory was in use"),
+        (96, "client: free memory went down to 96 pages: below 96, where GFP_ATOMIC requests fail"),
+        (97, "client: free memory went down to 97 pages: below 128, where direct reclaimers are throttled (patch 15)"),
+        (256, "client: free memory went down to 256 pages: below 256, where ordinary requests wait"),
+        (320, "client: free memory went down to 320 pages: below 320, where kswapd starts"),
+    ],
+)
+def test_how_far_down_memory_went(lowest: int, text: str, plan: Plan) -> None:
+    assert text in limits(plan, "memory", "reserve_min_free", value=lowest)
+
+
+def test_no_limit_where_memory_stayed_free(plan: Plan) -> None:
+    assert not [line for line in limits(plan, "memory", "reserve_min_free", value=321) if "free memory" in line]
+
+
+def test_limits_of_ring_buffers_and_time(plan: Plan) -> None:
+    lines = limits(plan, "counters", "pgscan_direct_throttle", value=9, out_of_time=True)
+    assert "client: 3 frames found no buffer in the receive ring" in lines
+    assert "client: 297 datagrams found their socket's receive buffer full" in lines
+    assert "client: 9 times a direct reclaimer was throttled" in lines
+    assert "time limit: the run was ended after 120 s" in lines
+    stalled = witness.client(stall=witness.stall())
+    assert "client: stall limit: nothing moved for 5 s" in limits_reached(plan, witness.run(stalled))
+
+
+def test_buffers_too_small_for_the_reserve_are_named(plan: Plan) -> None:
+    small = resolve(
+        load_topology(Path(__file__).parents[2] / "topologies" / "swap_flood.py")[0],
+        Overrides(bystander_buffer=64 << 10),
+    )
+    assert any("hold 48 pages at most" in line for line in limits_reached(small, witness.run()))
+    assert not any("hold" in line for line in limits_reached(plan, witness.run()))
+    quiet = replace(witness.client(), flood_asked=False)
+    assert not any("hold" in line for line in limits_reached(small, witness.run(quiet)))

@@ -1,0 +1,127 @@
+"""Declaring a topology: what is accepted, and the one line each mistake gets at the place it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from testbed import (
+    ArpFlood,
+    Bystander,
+    EtherTypeFlood,
+    LinearTouch,
+    NbdServer,
+    Neighbour,
+    SwapClient,
+    TcpSynFlood,
+    Topology,
+    TopologyError,
+    UdpFlood,
+    VlanUdpFlood,
+)
+from testbed.experiment.topology import Flood
+
+
+def wrong(value: object) -> Any:
+    """A value of a type that a type checker would refuse."""
+    return value
+
+
+def test_hosts_come_back_from_add_and_keep_their_order() -> None:
+    topology = Topology("small")
+    server = topology.add(NbdServer("server", size="512M"))
+    client = topology.add(SwapClient("client", swap=server))
+    assert topology.hosts == [server, client]
+    assert topology.clients == [client]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        (lambda: Topology("two words"), "topology name 'two words'"),
+        (lambda: NbdServer("1st"), "server name '1st'"),
+        (lambda: Neighbour(""), "neighbour name ''"),
+        (lambda: NbdServer("s", size="512X"), "s: size: '512X' is not a size"),
+        (lambda: NbdServer("s", size=0), "s: size: a size must be more than 0"),
+        (lambda: NbdServer("s", program="inetd"), "s: program must be one of builtin, nbdkit, nbd-server, qemu-nbd"),
+        (lambda: SwapClient("c", swap=wrong("s")), "c: swap must be an NbdServer"),
+        (lambda: SwapClient("c", NbdServer("s"), memory="lots"), "c: memory: 'lots' is not a size"),
+        (lambda: SwapClient("c", NbdServer("s"), ring=4), "c: ring must be a whole number from 8 to 4096, not 4"),
+        (lambda: SwapClient("c", NbdServer("s"), min_free_kbytes=0), "c: min_free_kbytes must be"),
+        (lambda: SwapClient("c", NbdServer("s"), mtu=100), "c: mtu must be"),
+        (lambda: SwapClient("c", NbdServer("s"), bystanders=[wrong("a")]), "c: bystanders must be Bystander objects"),
+        (lambda: Bystander(reader=wrong("sometimes")), "bystander: reader must be one of prompt, faulting, never"),
+        (lambda: Bystander(count=0), "bystander: count must be"),
+        (lambda: Bystander(port=70000), "bystander: port must be"),
+        (lambda: UdpFlood(pps=0), "udp flood: pps must be"),
+        (lambda: UdpFlood(pps=wrong(1.5)), "udp flood: pps must be"),
+        (lambda: UdpFlood(size=63), "udp flood: size must be"),
+        (lambda: UdpFlood(start=wrong("later")), "udp flood: start must be one of swapping, workload"),
+        (lambda: UdpFlood(sockets=0), "udp flood: sockets must be"),
+        (lambda: VlanUdpFlood(vlan=4095), "vlan_udp flood: vlan must be"),
+        (lambda: EtherTypeFlood(ethertype=5), "ethertype flood: ethertype must be"),
+        (lambda: TcpSynFlood(port=0), "tcp_syn flood: port must be"),
+        (Flood, "a flood needs a kind"),
+        (lambda: LinearTouch(processes=0), "workload: processes must be"),
+        (lambda: LinearTouch(passes=True), "workload: passes must be"),
+        (lambda: LinearTouch(total="0"), "workload: total: a size must be more than 0"),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_it(mistake: Callable[[], Any], line: str) -> None:
+    with pytest.raises(TopologyError) as raised:
+        mistake()
+    assert str(raised.value).startswith(line)
+    assert "\n" not in str(raised.value)
+
+
+class Parts:
+    """A small topology, and the pieces to spoil it with."""
+
+    def __init__(self) -> None:
+        self.topology = Topology("parts")
+        self.server = self.topology.add(NbdServer("server"))
+        self.client = self.topology.add(SwapClient("client", swap=self.server))
+        self.noise = self.topology.add(Neighbour("noise"))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "line"),
+    [
+        (lambda p: p.topology.add(Neighbour("client")), "parts: two hosts are named 'client'"),
+        (lambda p: p.topology.add("host"), "parts: 'host' is not a host"),
+        (
+            lambda p: p.topology.add(SwapClient("other", swap=NbdServer("elsewhere"))),
+            "other: its swap server 'elsewhere' is not in the topology",
+        ),
+        (lambda p: p.topology.connect(p.server), "parts: connect needs at least two hosts"),
+        (lambda p: p.topology.connect(p.server, Neighbour("stranger")), "parts: 'stranger' is not in the topology"),
+        (lambda p: p.topology.link(p.server, p.server), "parts: a host cannot be connected to itself"),
+        (
+            lambda p: (p.topology.link(p.server, p.client), p.topology.connect(p.client, p.noise)),
+            "client: it is connected already",
+        ),
+        (lambda p: p.topology.workload(p.noise, LinearTouch()), "parts: a workload runs on a SwapClient, not 'noise'"),
+        (lambda p: p.topology.workload(p.client, 3), "client: 3 is not a workload"),
+        (
+            lambda p: [p.topology.workload(p.client, LinearTouch()) for _ in range(2)],
+            "client: it has a workload already",
+        ),
+        (
+            lambda p: p.topology.flood(p.noise, p.server, ArpFlood()),
+            "parts: a flood goes to a SwapClient, not 'server'",
+        ),
+        (lambda p: p.topology.flood(p.client, p.client, ArpFlood()), "parts: a flood comes from a Neighbour"),
+        (lambda p: p.topology.flood(p.noise, p.client, "rain"), "noise: 'rain' is not a flood"),
+        (
+            lambda p: p.topology.flood(p.noise, SwapClient("ghost", p.server), ArpFlood()),
+            "parts: 'ghost' is not in the topology",
+        ),
+    ],
+)
+def test_a_bad_connection_is_one_line_too(mistake: Callable[[Parts], Any], line: str) -> None:
+    with pytest.raises(TopologyError) as raised:
+        mistake(Parts())
+    assert str(raised.value).startswith(line)
+    assert "\n" not in str(raised.value)
