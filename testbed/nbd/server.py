@@ -93,6 +93,11 @@ class NbdServer:
                 total.add(statistics)
         return total
 
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._connections)
+
     def stop(self) -> None:
         """Make `serve` return. Safe in a signal handler and in any thread."""
         self._stopped = True
