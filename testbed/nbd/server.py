@@ -142,7 +142,13 @@ class NbdServer:
         thread = threading.Thread(target=self._run, args=(sock, statistics), name="nbd connection", daemon=True)
         with self._lock:
             self._connections[sock] = thread, statistics
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._log(f"refused a client: {error}")
+            with self._lock:
+                del self._connections[sock]
+            sock.close()
 
     def _run(self, sock: socket.socket, statistics: ServerStatistics) -> None:
         try:

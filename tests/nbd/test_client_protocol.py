@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.nbd.client_protocol import ClientProtocol, Reply
+from testbed.nbd.client_protocol import ClientProtocol
 from testbed.nbd.errors import NbdError
 from tests.nbd.support import cuts, feed, feed_parts, reply, request, split
 
@@ -58,7 +58,7 @@ def test_a_handle_in_flight_is_refused_and_nothing_queued() -> None:
     with pytest.raises(ValueError, match="handle 1 is in flight"):
         protocol.write(1, 0, pages(1))
     assert said(protocol) == before
-    assert list(feed(protocol, reply(1, 0, bytes(4096)))) == [Reply(1, 0)]
+    assert list(feed(protocol, reply(1, 0, bytes(4096)))) == [(1, 0)]
     protocol.flush(1)
 
 
