@@ -136,6 +136,15 @@ def test_more_is_asked_than_fits_in_one_answer(start_server: StartServer) -> Non
             assert landed == export.memory[number : number + len(landed)]
 
 
+def test_thousands_of_short_answers_at_once(start_server: StartServer) -> None:
+    _, path = start_server({"": MemoryExport(1 << 20)})
+    with connect(path) as sock:
+        client = open_connection(sock)
+        for handle in range(9000):
+            client.flush(handle)
+        assert [handle for handle, _ in complete(client, 9000)] == list(range(9000))
+
+
 def test_many_clients_at_once(start_server: StartServer) -> None:
     server, path = start_server({"": MemoryExport(1 << 20)})
     wrong: list[object] = []
