@@ -1,7 +1,8 @@
 """Our NBD server and client against nbdkit and fio: 4 KiB requests at random, 16 in flight, over loopback TCP.
 
-Absolute numbers depend on the machine and on what else it does, so every repetition measures ours and the peer back to
-back and yields one ratio; the value is the median of those. Run it alone, or import `rows`.
+Absolute numbers depend on the machine and on what else it does, so every repetition measures ours, the peer twice, and
+ours again, which cancels a drift, and yields one ratio; the value is the median of those. Run it alone, or import
+`rows`.
 """
 
 import json

@@ -175,9 +175,8 @@ def test_our_client_with_an_old_server(mask: str, tmp_path: Path) -> None:
     argv = ["nbdkit", "--foreground", f"--unix={path}", f"--mask-handshake={mask}", "memory", "1M"]
     process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
     try:
-        eventually(path.exists)
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(path))
+            eventually(lambda: sock.connect_ex(str(path)) == 0)
             client = open_connection(sock)
             landing = pages(b"")
             client.read(1, 0, landing)

@@ -5,7 +5,9 @@ import os
 import select
 import socket
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,9 @@ from testbed.nbd.server import ServerStatistics, serve_connection
 from tests.nbd.conftest import StartServer
 from tests.nbd.support import FIXED_NO_ZEROES, GREETING, eventually, go, reply, request
 from tests.nbd.test_client import PAGE, complete, connect, pages
+
+
+HANDSHAKE = 18 + 32 + 20  # bytes of the greeting, NBD_INFO_EXPORT and NBD_REP_ACK
 
 
 class FailingExport(MemoryExport):
@@ -34,6 +39,64 @@ class FailingExport(MemoryExport):
 
     def trim(self, offset: int, length: int) -> None:
         self.read(0, 0)
+
+
+class CountingExport(MemoryExport):
+    flushes = 0
+
+    def flush(self) -> None:
+        self.flushes += 1
+
+
+class Dribbling(socket.socket):
+    """Takes at most 1000 bytes at a time, and notes how much it was offered."""
+
+    offered = 0
+
+    def sendmsg(self, buffers: Iterable[bytes | memoryview], *arguments: Any) -> int:  # type: ignore[override]
+        data = b"".join(buffers)
+        self.offered = max(self.offered, len(data))
+        return self.send(data[:1000])
+
+
+def serve_dribbling(said: bytes, export: MemoryExport) -> tuple[bytes, int]:
+    """What the server answers after the handshake, and the most it offered to send at once."""
+    ours, far = socket.socketpair()
+    with ours, Dribbling(fileno=far.detach()) as theirs:
+        ours.sendall(FIXED_NO_ZEROES + go() + said)
+        ours.shutdown(socket.SHUT_WR)
+        thread = threading.Thread(target=serve_connection, args=(theirs, {"": export}, ServerStatistics()))
+        thread.start()
+        answer = b""
+        while len(answer) < HANDSHAKE or thread.is_alive():
+            answer += ours.recv(1 << 20, socket.MSG_DONTWAIT) if select.select([ours], [], [], 0.01)[0] else b""
+        thread.join()
+        while select.select([ours], [], [], 0)[0]:
+            answer += ours.recv(1 << 20)
+        return answer[HANDSHAKE :], theirs.offered
+
+
+def test_partial_sends_keep_the_stream_whole() -> None:
+    export = MemoryExport(1 << 20)
+    export.memory[:] = bytes(range(256)) * 4096
+    lengths = [0, 1, 983, 984, 985, 5000, 40_000]
+    said = b"".join(request(0, length, 7, length) for length in lengths)
+    answer, _ = serve_dribbling(said, export)
+    assert answer == b"".join(reply(length, 0, bytes(export.memory[7 : 7 + length])) for length in lengths)
+
+
+def test_what_is_gathered_for_one_send_is_bounded() -> None:
+    answer, offered = serve_dribbling(request(0, 1, 0, 256 << 10) * 20, MemoryExport(1 << 20))
+    assert answer == reply(1, 0, bytes(256 << 10)) * 20
+    assert offered <= (1 << 20) + (256 << 10) + 80
+
+
+def test_forced_unit_access_flushes() -> None:
+    export = CountingExport(1 << 20)
+    said = request(1, 1, 0, 1, b"x") + request(1, 2, 0, 1, b"y", flags=1) + request(4, 3, 0, 1, flags=1)
+    answer, _ = serve_dribbling(said, export)
+    assert answer == reply(1) + reply(2) + reply(3)
+    assert export.flushes == 2
 
 
 def test_clients_share_the_export_and_are_counted(start_server: StartServer) -> None:

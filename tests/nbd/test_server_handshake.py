@@ -73,6 +73,11 @@ def test_the_empty_name_is_the_first_export_and_says_so() -> None:
     assert option_reply(7, 3, b"\0\1swap") in answer
 
 
+def test_a_description_only_where_there_is_one() -> None:
+    _, answer = converse(FIXED + go(b"swap", 2))
+    assert answer == option_reply(7, 3, info_export(1 << 20, WRITABLE)) + option_reply(7, 1)
+
+
 def test_info_leaves_the_client_haggling() -> None:
     events, answer = converse(FIXED + go(b"swap", number=6) + go(b"swap"))
     assert events == [ExportChosen("swap")]
@@ -128,6 +133,7 @@ def kind_of(answer: bytes) -> tuple[int, int]:
         (go(b"nothing"), 6),
         (go(b"nothing", number=6), 6),
         (go(b"\xff\xfe"), 6),
+        (option(7, b"\xff" * 8192), 3),
         (option(7, bytes(8193)), 9),
         (option(77, bytes(1 << 20)), 9),
     ],
