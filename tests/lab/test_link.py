@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -115,13 +116,14 @@ def test_names_the_kernel_would_not_take(lab: Lab, name: str) -> None:
 
 
 def test_errors_are_one_line_that_says_what(wire: Wire) -> None:
-    for doing, call in {
+    calls: dict[str, Callable[[], object]] = {
         "looking for none": lambda: set_up(wire.a, "none"),
         "making link eth0 - new": lambda: add_veth((wire.a, "eth0"), (wire.b, "new")),
         "reading the counters of none": lambda: interface_statistics(wire.a, "none"),
         "switching offloads of none": lambda: set_offloads(wire.a, "none", on=False),
         "'10.0.0.1' is not an address with a prefix": lambda: set_address(wire.a, "eth0", "10.0.0.1"),
-    }.items():
+    }
+    for doing, call in calls.items():
         with pytest.raises(LabError) as caught:
             call()
         assert str(caught.value).startswith(doing)
