@@ -9,10 +9,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import ipaddress
+import re
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
 
@@ -34,6 +35,13 @@ _STATISTICS = (
 )
 
 
+class HoldsNamespace(Protocol):
+    """Anything with a descriptor of a network namespace."""
+
+    @property
+    def fd(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Bridge:
     """A bridge named `name` in `namespace`; `index` is its interface number there."""
@@ -49,6 +57,13 @@ def check_name(ifname: str) -> str:
     if not 1 <= size <= 15 or ifname in (".", "..") or any(c in "/:" or c.isspace() for c in ifname):
         raise LabError(f"{ifname!r} cannot name an interface: use 1 to 15 characters without spaces, '/' or ':'")
     return ifname
+
+
+def check_mac(mac: str) -> str:
+    """The address itself, or LabError unless it is six hexadecimal bytes with colons that can name one host."""
+    if not re.fullmatch(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", mac):
+        raise LabError(f"{mac!r} is not the MAC address of a host: write one like 02:00:00:00:00:01")
+    return mac
 
 
 def add_bridge(namespace: NetworkNamespace, name: str) -> Bridge:
@@ -88,7 +103,7 @@ def add_veth(
 
 def veth_request(
     name_a: str,
-    b: End,
+    b: tuple[HoldsNamespace, str],
     *,
     mtu: int = 1500,
     mac_a: str | None = None,
@@ -115,7 +130,7 @@ def veth_request(
 
 
 def _mac(mac: str | None) -> list[tuple[str, Any]]:
-    return [] if mac is None else [("IFLA_ADDRESS", mac)]
+    return [] if mac is None else [("IFLA_ADDRESS", check_mac(mac))]
 
 
 def delete_link(namespace: NetworkNamespace, ifname: str) -> None:
@@ -159,7 +174,10 @@ def add_permanent_neighbour(namespace: NetworkNamespace, ifname: str, address: s
     """A neighbour entry that never expires and is never asked for by ARP. Raises LabError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     fields = {"ifindex": namespace.route.index(ifname), "family": family, "state": _NUD_PERMANENT}
-    values = [("NDA_DST", address), ("NDA_LLADDR", mac)]
+    try:
+        values = [("NDA_DST", str(ipaddress.ip_address(address))), ("NDA_LLADDR", check_mac(mac))]
+    except ValueError as error:
+        raise LabError(f"{address!r} is not an IP address: write one like 10.1.2.3") from error
     doing = f"adding neighbour {address} on {ifname}"
     namespace.route.request([Request(RTM_NEWNEIGH, doing, fields, values, REPLACE)])
 

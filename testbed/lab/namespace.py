@@ -25,7 +25,8 @@ from testbed.lab.orphans import end_orphans
 from testbed.lab.rtnetlink import CREATE, Request, RouteSocket, closing_quietly
 
 IFF_UP = 1
-_LOOPBACK = 1
+UP: dict[str, int] = {"flags": IFF_UP, "change": IFF_UP}
+_LOOPBACK_UP = Request(RTM_NEWLINK, "bringing loopback up", {"index": 1, **UP})
 _ORPHAN_RETRIES = b"4"
 _RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
@@ -72,7 +73,7 @@ class NetworkNamespace:
             if not ipv6:
                 switch_ipv6_off("default")
             _write_setting("ipv4/tcp_orphan_retries", _ORPHAN_RETRIES)
-            namespace.route.request([Request(RTM_NEWLINK, "bringing loopback up", {"index": _LOOPBACK, **UP})])
+            namespace.route.request([_LOOPBACK_UP])
         except BaseException:
             namespace.close()
             raise
@@ -129,14 +130,22 @@ class NetworkNamespace:
             self.fd = -1
         self.route.close()
 
-    def _abandon(self) -> None:
-        """Let go of it in a forked child: descriptors only, since pyroute2's epoll set is shared with the parent."""
+    def _abandon_netlink(self) -> None:
+        """In a forked child: give up the inherited sockets, whose answers the parent would read.
+
+        Of pyroute2's only the socket is closed: its epoll set is shared with the parent.
+        """
         if self._netlink is not None:
             _abandoned.append(self._netlink)
             for fd in _socket_descriptors(self._netlink):
                 closing_quietly(fd)
             self._netlink = None
-        self.close()
+        self.route.close()
+
+    def _reopen_netlink(self) -> None:
+        self._abandon_netlink()
+        with self.entered():
+            self.route = RouteSocket()
 
     def __enter__(self) -> NetworkNamespace:
         return self
@@ -147,15 +156,18 @@ class NetworkNamespace:
         self.close()
 
 
-UP: dict[str, int] = {"flags": IFF_UP, "change": IFF_UP}
+def keep_only(keep: Iterable[NetworkNamespace]) -> None:
+    """In a forked child: let go of every inherited namespace but these, or they would outlive their owner.
 
-
-def close_others(keep: Iterable[NetworkNamespace]) -> None:
-    """In a forked child: let go of every inherited namespace except these, or they would outlive their owner."""
+    Those kept get netlink sockets of their own, so that child and parent do not read each other's answers.
+    """
     kept = {id(namespace) for namespace in keep}
     for namespace in list(_open):
-        if id(namespace) not in kept:
-            namespace._abandon()
+        if id(namespace) in kept:
+            namespace._reopen_netlink()
+        else:
+            namespace._abandon_netlink()
+            namespace.close()
 
 
 def wait_gone(namespaces: Iterable[NetworkNamespace], deadline_s: float = 10.0) -> None:

@@ -76,6 +76,10 @@ def test_hosts_that_cannot_all_be_made_are_not_made() -> None:
             add_hosts(bridge, [HostPort("same", "10.0.0.1/24"), HostPort("same", "10.0.0.2/24")])
         with pytest.raises(LabError, match="not an address"):
             add_hosts(bridge, [HostPort("x", "10.0.0.1/24"), HostPort("y", "nonsense")])
+        with pytest.raises(LabError, match="not the MAC address of a host"):
+            add_hosts(bridge, [HostPort("z", None, mac="01:00:00:00:00:01")])
+        with pytest.raises(LabError, match="cannot name an interface"):
+            add_hosts(bridge, [HostPort("a name that is too long", None)])
 
 
 def test_addresses_neighbours_and_state(wire: Wire) -> None:
@@ -122,6 +126,9 @@ def test_errors_are_one_line_that_says_what(wire: Wire) -> None:
         "reading the counters of none": lambda: interface_statistics(wire.a, "none"),
         "switching offloads of none": lambda: set_offloads(wire.a, "none", on=False),
         "'10.0.0.1' is not an address with a prefix": lambda: set_address(wire.a, "eth0", "10.0.0.1"),
+        "'nonsense' is not the MAC": lambda: add_veth((wire.a, "x"), (wire.b, "new"), mac_a="nonsense"),
+        "'nonsense' is not an IP": lambda: add_permanent_neighbour(wire.a, "eth0", "nonsense", MAC_B),
+        "making link x - new: ": lambda: add_veth((wire.a, "x"), (wire.b, "new"), mtu=70_000),
     }
     for doing, call in calls.items():
         with pytest.raises(LabError) as caught:

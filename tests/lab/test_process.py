@@ -88,6 +88,21 @@ def test_the_other_namespaces_are_let_go(lab: Lab, hosts: list[HostProcess]) -> 
     assert foreign.netlink.get_links()
 
 
+def test_child_and_parent_do_not_read_each_others_answers(lab: Lab, hosts: list[HostProcess]) -> None:
+    made = lab.namespace()
+
+    def looks(channel: Any, spec: Any) -> None:
+        channel.send(Ready("host"))
+        names = {tuple(made.route.link_names()) for _ in range(300)}
+        channel.send(Finished("host", {"names": names}))
+
+    hosts.append(HostProcess("host", looks, None, [made]).start())
+    hosts[0].wait_ready()
+    assert {tuple(made.route.link_names()) for _ in range(300)} == {("lo",)}
+    assert hosts[0].stop(grace_s=20) == 0
+    assert hosts[0].messages() == [Finished("host", {"names": {("lo",)}})]
+
+
 def test_an_exception_becomes_one_line(hosts: list[HostProcess], capfd: pytest.CaptureFixture[str]) -> None:
     def broken(channel: Any, spec: Any) -> None:
         raise ValueError("first\nsecond")
