@@ -26,7 +26,7 @@ from testbed.hosts.messages import Finished, Ready, Shutdown
 from testbed.lab.errors import LabError
 from testbed.lab.flood import Flood
 from testbed.lab.hosts import HostPort, add_hosts
-from testbed.lab.link import add_bridge, add_veth, interface_statistics, set_address, set_up
+from testbed.lab.link import add_bridge, add_veth, interface_statistics, set_address, set_up, wait_up
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 from testbed.lab.packet_ring import PacketRing
 from testbed.lab.packet_sender import PacketSender
@@ -111,6 +111,9 @@ def forwarding_path(*, bridge: bool) -> Iterator[Forwarding]:
             set_up(host, "eth0")
         for port in ("left", "right"):
             set_up(path.middle, port)
+        for host, port in ((path.a, "left"), (path.b, "right")):
+            wait_up(host, "eth0")
+            wait_up(path.middle, port)
         yield path
     finally:
         wait_gone([path.a, path.middle, path.b])

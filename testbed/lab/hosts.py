@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from pyroute2.netlink.rtnl import RTM_NEWLINK
 
-from testbed.lab.link import Bridge, address_request, check_mac, check_name, veth_request
+from testbed.lab.link import Bridge, address_request, check_mac, check_name, veth_request, wait_up
 from testbed.lab.namespace import UP, NetworkNamespace
 from testbed.lab.rtnetlink import Request, Stencil
 
@@ -36,7 +36,10 @@ class HostPort:
 
 
 def add_hosts(bridge: Bridge, ports: Sequence[HostPort], *, ipv6: bool = False) -> list[NetworkNamespace]:
-    """Make a namespace for each port, wired to the bridge and up; in the order given. Raises LabError, leaving none."""
+    """Make a namespace for each port, wired to the bridge and carrying frames; in the order given.
+
+    Raises LabError, and then there is none of them.
+    """
     namespaces: list[NetworkNamespace] = []
     try:
         for _ in ports:
@@ -49,6 +52,9 @@ def add_hosts(bridge: Bridge, ports: Sequence[HostPort], *, ipv6: bool = False) 
         up = Request(RTM_NEWLINK, "bringing a host's interface up", {"index": _HOST_INDEX, **UP})
         for host, port in pairs:
             host.route.request([*_address(port), up])
+        for host, port in pairs:
+            wait_up(host, port.ifname)
+            wait_up(bridge.namespace, port.port)
     except BaseException:
         for host in namespaces:
             host.close()

@@ -12,6 +12,7 @@ import ipaddress
 import re
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ End = tuple[NetworkNamespace, str]
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_SET_TX_CHECKSUM, _ETHTOOL_SET_TSO, _ETHTOOL_SET_GSO, _ETHTOOL_SET_GRO = 0x17, 0x1F, 0x24, 0x2C
 _NUD_PERMANENT = 0x80
+_IFF_RUNNING = 0x40
+_IFLA_OPERSTATE, _OPERATIONAL = 16, (0, 6)
 _IFLA_ADDRESS, _IFLA_MTU, _IFLA_STATS64 = 1, 4, 23
 _STATISTICS = (
     "rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_errors", "tx_errors", "rx_dropped", "tx_dropped",
@@ -140,9 +143,29 @@ def delete_link(namespace: NetworkNamespace, ifname: str) -> None:
 
 
 def set_up(namespace: NetworkNamespace, ifname: str) -> None:
-    """Bring an interface up. Raises LabError."""
+    """Bring an interface up. Raises LabError.
+
+    A veth carries frames only once both ends are up *and* the kernel has noticed, which it does later on a work
+    queue; frames sent before vanish and are counted nowhere. Call `wait_up` for each end before traffic.
+    """
     fields = {"index": namespace.route.index(ifname), **UP}
     namespace.route.request([Request(RTM_NEWLINK, f"bringing {ifname} up", fields)])
+
+
+def wait_up(namespace: NetworkNamespace, ifname: str, deadline_s: float = 5.0) -> None:
+    """Wait until an interface carries frames (operational state of RFC 2863, IFLA_OPERSTATE).
+
+    Raises LabError when it does not within `deadline_s` seconds, as when its other end is down.
+    """
+    deadline = time.monotonic() + deadline_s
+    while True:
+        link = namespace.route.link(ifname, f"waiting for {ifname}")
+        running = struct.unpack_from("=I", link[0], 8)[0] & _IFF_RUNNING
+        if running and link[_IFLA_OPERSTATE][0] in _OPERATIONAL:
+            return
+        if time.monotonic() > deadline:
+            raise LabError(f"{ifname} carries no frames: bring it and its other end up")
+        time.sleep(0.001)
 
 
 def set_down(namespace: NetworkNamespace, ifname: str) -> None:

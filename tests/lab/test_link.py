@@ -24,6 +24,7 @@ from testbed.lab.link import (
     set_down,
     set_offloads,
     set_up,
+    wait_up,
 )
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 from tests.lab.conftest import MAC_B, Lab, Wire
@@ -94,6 +95,14 @@ def test_addresses_neighbours_and_state(wire: Wire) -> None:
     set_down(wire.a, "eth0")
     with pytest.raises(OSError, match="unreachable"):
         exchange(wire.a, wire.b, "10.0.0.2")
+
+
+def test_an_interface_whose_other_end_is_down_is_not_waited_for_in_vain(wire: Wire) -> None:
+    set_down(wire.b, "eth0")
+    with pytest.raises(LabError, match="eth0 carries no frames"):
+        wait_up(wire.a, "eth0", deadline_s=0.05)
+    set_up(wire.b, "eth0")
+    wait_up(wire.a, "eth0")
 
 
 def test_offloads_switch_off_and_on(wire: Wire) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from testbed.lab.errors import LabError
-from testbed.lab.link import interface_statistics, set_address, set_offloads
+from testbed.lab.link import add_veth, interface_statistics, set_address, set_offloads, set_up, wait_up
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender
@@ -367,12 +367,12 @@ def test_what_cannot_be_opened_leaves_nothing() -> None:
 
 @pytest.mark.usefixtures("descriptors")
 def test_a_closed_ring_receives_no_more_though_views_remain() -> None:
-    from testbed.lab.link import add_veth, set_up
-
     with NetworkNamespace.create() as made, made.entered():
         add_veth((made, "x"), (made, "y"))
-        set_up(made, "x")
-        set_up(made, "y")
+        for ifname in ("x", "y"):
+            set_up(made, ifname)
+        for ifname in ("x", "y"):
+            wait_up(made, ifname)
         with PacketRing("y", slots=32) as ring, PacketSender("x") as sender:
             sender.send_bytes([frame(1)])
             eventually(lambda: ring.statistics()[0] == 1)
