@@ -119,7 +119,7 @@ def test_buffers_too_small_for_the_reserve_are_named(plan: Plan) -> None:
         load_topology(Path(__file__).parents[2] / "topologies" / "swap_flood.py")[0],
         Overrides(bystander_buffer=64 << 10),
     )
-    assert any("hold 48 pages at most" in line for line in limits_reached(small, witness.run()))
+    assert any("hold 96 pages at most" in line for line in limits_reached(small, witness.run()))
     assert not any("hold" in line for line in limits_reached(plan, witness.run()))
     quiet = replace(witness.client(), flood_asked=False)
     assert not any("hold" in line for line in limits_reached(small, witness.run(quiet)))
