@@ -19,7 +19,6 @@ from tests.nbd.conftest import StartServer
 from tests.nbd.support import FIXED_NO_ZEROES, GREETING, eventually, go, reply, request
 from tests.nbd.test_client import PAGE, complete, connect, pages
 
-
 HANDSHAKE = 18 + 32 + 20  # bytes of the greeting, NBD_INFO_EXPORT and NBD_REP_ACK
 
 
