@@ -376,3 +376,28 @@ class TestTheSwitch:
         assert judge(run(client(report=told), patches=ALL_PATCHES - {15, 16})).outcome == "pass"
         told["witnesses"]["16"] |= {"witness": 2}
         assert judge(run(client(report=told), patches=ALL_PATCHES - {15, 16})).outcome == "fail"
+
+    def test_a_patch_nobody_else_makes_use_of_needs_no_occasion(self) -> None:
+        told = report()
+        for number in (5, 12):
+            told["witnesses"][str(number)] |= {"opportunity": 0, "witness": 0}
+        told["witnesses"]["15"] |= {"witness": 0}
+        off = ALL_PATCHES - {5, 12, 15}
+        assert judge(run(client(report=told), patches=off)).outcome == "pass"
+        assert judge(run(client(report=told), patches=off | {12})).outcome == "fail"
+
+    def test_with_patches_off_one_of_them_must_have_shown_it(self) -> None:
+        told = report()
+        for number in (5, 12):
+            told["witnesses"][str(number)] |= {"opportunity": 0, "witness": 0}
+        verdict = judge(run(client(report=told), patches=ALL_PATCHES - {5, 12}))
+        assert "no patch had an occasion" in evidence(verdict, "the switch took effect")
+        assert verdict.outcome == "fail"
+
+
+def test_a_second_stop_without_any_flood_counts_from_when_it_was_noticed() -> None:
+    whole = stall()
+    late = replace(whole, flood_stopped=3.0)
+    assert judge(run(hung(late))).outcome == "deadlock"
+    short = replace(late, after=Observation(19.0, whole.after.counters))
+    assert judge(run(hung(short))).outcome == "fail"
