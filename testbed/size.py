@@ -3,7 +3,7 @@
 import re
 
 UNITS = ("", "K", "M", "G", "T", "P")
-SIZE = re.compile(r"([0-9]+)([KMGTP]?)(?:i?B)?", re.IGNORECASE)
+SIZE = re.compile(r"([0-9]+)([KMGTP]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:

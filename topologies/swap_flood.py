@@ -1,14 +1,30 @@
-"""One diskless client swaps over NBD while a neighbour floods it with UDP that nobody reads."""
+"""One diskless client swaps over NBD while a neighbour floods its other sockets with UDP.
 
-from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
+Three of the sockets nobody reads, two are read by tasks that must fault in their own pages first, one is read at once.
+Frames are plain 1,500-byte ones, so that swap is as slow, compared with the flood, as it is on a real machine.
+"""
+
+from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
 
 topology = Topology("swap_flood")
 server = topology.add(NbdServer("server"))
-client = topology.add(SwapClient("client", memory="64M", swap=server))
+client = topology.add(
+    SwapClient(
+        "client",
+        memory="64M",
+        swap=server,
+        gso=False,
+        bystanders=[
+            Bystander(reader="never", count=3),
+            Bystander(reader="faulting", count=2),
+            Bystander(reader="prompt", count=1),
+        ],
+    )
+)
 noise = topology.add(Neighbour("noise"))
 topology.connect(server, client, noise)
 topology.workload(client, LinearTouch(processes=16))
-topology.flood(noise, client, UdpFlood(pps=10_000, size=1000))
+topology.flood(noise, client, UdpFlood(pps=30_000, size=1000))
 
 if __name__ == "__main__":
     topology.main()

@@ -88,6 +88,7 @@ class _Client:
         self.canary_before: Canary | None = None
         self.canary_after: Canary | None = None
         self.report: dict[str, Any] | None = None
+        self.swapping = False
         self.ended = False
 
     def observe(self, sample: Sample) -> None:
@@ -100,10 +101,6 @@ class _Client:
     @property
     def latest(self) -> Observation:
         return self.samples[-1]
-
-    @property
-    def swapping(self) -> bool:
-        return bool(self.samples) and self.latest.counters["pswpout"] > 0
 
     def stalled_for(self) -> float:
         """Seconds without progress while tasks wait."""
@@ -330,8 +327,9 @@ class _Run:
     def _from_client(self, client: _Client, message: Message) -> None:
         if isinstance(message, Sample):
             client.observe(message)
-        elif isinstance(message, Event) and message.name == "workload_ended":
-            client.ended = True
+        elif isinstance(message, Event):
+            client.swapping |= message.name == "swapping"
+            client.ended |= message.name == "workload_ended"
         elif isinstance(message, Finished):
             client.report = message.report
 

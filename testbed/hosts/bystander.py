@@ -77,6 +77,7 @@ class Bystander:
             return
         finally:
             loop.remove_reader(self.real.fileno())
+            memory.exit_mmap(vma)
 
     def drain(self, device: NetDevice) -> None:
         """At the end: count what the real socket still holds, and free the rest of the model's queue."""

@@ -13,7 +13,7 @@ import fcntl
 import struct
 import termios
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOIO
@@ -49,6 +49,7 @@ class NbdDevice:
 
     def __init__(self, switches: Switches) -> None:
         self.switches = switches
+        self.on_first_write: Callable[[], None] = _nothing
         self.thread = Task("nbd0", pf_kthread=True, nice=-20)
         self.queue: deque[Request] = deque()
         self.in_flight: dict[int, Request] = {}
@@ -112,6 +113,9 @@ class NbdDevice:
 
     def _make_request(self, write: bool, run: list[Page]) -> None:
         self._allocated[write] += 1
+        if write:
+            self.on_first_write()
+            self.on_first_write = _nothing
         if self._waiting_since is None:
             self._waiting_since = asyncio.get_running_loop().time()
         self.queue.append(Request(write, run[0].swap_entry, run))
@@ -242,3 +246,7 @@ def merge(pages: Sequence[Page]) -> list[list[Page]]:
         runs[-1].append(page)
         last = page.swap_entry
     return runs
+
+
+def _nothing() -> None:
+    return

@@ -48,6 +48,8 @@ SAMPLE_INTERVAL = 0.1
 CONNECT_TIMEOUT = 10.0
 SETTLE_TIMEOUT = 5.0
 CANARY_RCVBUF = 212992
+PAGE_CACHE_SHARE = 16
+"""One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
 TCP_INFO_BYTES_RECEIVED = 128
 TCP_MEM_SHARE = 7
 TCP_BUFFER_CEILING = 4 << 20
@@ -98,8 +100,8 @@ class SwapClient:
             self.device,
             plan.swap.bytes // PAGE_SIZE,
             self.switches,
-            plan.min_free_kbytes,
-            plan.memory // PAGE_SIZE // 16,
+            min_free_kbytes=plan.min_free_kbytes,
+            page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
         )
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
@@ -200,6 +202,7 @@ class SwapClient:
         classifier.attached = True
         self.device.attach(client, self.node.swap_io, self.receive_queue, self.send_queue, self.socket_memory)
         self.nic.on_swap_frames = self.device.tcp_ack
+        self.device.on_first_write = lambda: self._event("swapping", {})
         self.kernel_threads = [
             asyncio.create_task(self.node.kswapd.run()),
             asyncio.create_task(self.device.nbd_thread()),

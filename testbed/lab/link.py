@@ -9,10 +9,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import ipaddress
+import re
 import socket
 import struct
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
 
@@ -25,6 +27,8 @@ End = tuple[NetworkNamespace, str]
 _SIOCETHTOOL = 0x8946
 _ETHTOOL_SET_TX_CHECKSUM, _ETHTOOL_SET_TSO, _ETHTOOL_SET_GSO, _ETHTOOL_SET_GRO = 0x17, 0x1F, 0x24, 0x2C
 _NUD_PERMANENT = 0x80
+_IFF_RUNNING = 0x40
+_IFLA_OPERSTATE, _OPERATIONAL = 16, (0, 6)
 _IFLA_ADDRESS, _IFLA_MTU, _IFLA_STATS64 = 1, 4, 23
 _STATISTICS = (
     "rx_packets", "tx_packets", "rx_bytes", "tx_bytes", "rx_errors", "tx_errors", "rx_dropped", "tx_dropped",
@@ -32,6 +36,13 @@ _STATISTICS = (
     "rx_fifo_errors", "rx_missed_errors", "tx_aborted_errors", "tx_carrier_errors", "tx_fifo_errors",
     "tx_heartbeat_errors", "tx_window_errors", "rx_compressed", "tx_compressed", "rx_nohandler",
 )
+
+
+class HoldsNamespace(Protocol):
+    """Anything with a descriptor of a network namespace."""
+
+    @property
+    def fd(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +60,13 @@ def check_name(ifname: str) -> str:
     if not 1 <= size <= 15 or ifname in (".", "..") or any(c in "/:" or c.isspace() for c in ifname):
         raise LabError(f"{ifname!r} cannot name an interface: use 1 to 15 characters without spaces, '/' or ':'")
     return ifname
+
+
+def check_mac(mac: str) -> str:
+    """The address itself, or LabError unless it is six hexadecimal bytes with colons that can name one host."""
+    if not re.fullmatch(r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}", mac):
+        raise LabError(f"{mac!r} is not the MAC address of a host: write one like 02:00:00:00:00:01")
+    return mac
 
 
 def add_bridge(namespace: NetworkNamespace, name: str) -> Bridge:
@@ -88,7 +106,7 @@ def add_veth(
 
 def veth_request(
     name_a: str,
-    b: End,
+    b: tuple[HoldsNamespace, str],
     *,
     mtu: int = 1500,
     mac_a: str | None = None,
@@ -115,7 +133,7 @@ def veth_request(
 
 
 def _mac(mac: str | None) -> list[tuple[str, Any]]:
-    return [] if mac is None else [("IFLA_ADDRESS", mac)]
+    return [] if mac is None else [("IFLA_ADDRESS", check_mac(mac))]
 
 
 def delete_link(namespace: NetworkNamespace, ifname: str) -> None:
@@ -125,9 +143,29 @@ def delete_link(namespace: NetworkNamespace, ifname: str) -> None:
 
 
 def set_up(namespace: NetworkNamespace, ifname: str) -> None:
-    """Bring an interface up. Raises LabError."""
+    """Bring an interface up. Raises LabError.
+
+    A veth carries frames only once both ends are up *and* the kernel has noticed, which it does later on a work
+    queue; frames sent before vanish and are counted nowhere. Call `wait_up` for each end before traffic.
+    """
     fields = {"index": namespace.route.index(ifname), **UP}
     namespace.route.request([Request(RTM_NEWLINK, f"bringing {ifname} up", fields)])
+
+
+def wait_up(namespace: NetworkNamespace, ifname: str, deadline_s: float = 5.0) -> None:
+    """Wait until an interface carries frames (operational state of RFC 2863, IFLA_OPERSTATE).
+
+    Raises LabError when it does not within `deadline_s` seconds, as when its other end is down.
+    """
+    deadline = time.monotonic() + deadline_s
+    while True:
+        link = namespace.route.link(ifname, f"waiting for {ifname}")
+        running = struct.unpack_from("=I", link[0], 8)[0] & _IFF_RUNNING
+        if running and link[_IFLA_OPERSTATE][0] in _OPERATIONAL:
+            return
+        if time.monotonic() > deadline:
+            raise LabError(f"{ifname} carries no frames: bring it and its other end up")
+        time.sleep(0.001)
 
 
 def set_down(namespace: NetworkNamespace, ifname: str) -> None:
@@ -159,7 +197,10 @@ def add_permanent_neighbour(namespace: NetworkNamespace, ifname: str, address: s
     """A neighbour entry that never expires and is never asked for by ARP. Raises LabError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     fields = {"ifindex": namespace.route.index(ifname), "family": family, "state": _NUD_PERMANENT}
-    values = [("NDA_DST", address), ("NDA_LLADDR", mac)]
+    try:
+        values = [("NDA_DST", str(ipaddress.ip_address(address))), ("NDA_LLADDR", check_mac(mac))]
+    except ValueError as error:
+        raise LabError(f"{address!r} is not an IP address: write one like 10.1.2.3") from error
     doing = f"adding neighbour {address} on {ifname}"
     namespace.route.request([Request(RTM_NEWNEIGH, doing, fields, values, REPLACE)])
 

@@ -21,10 +21,13 @@ from pyroute2.netlink.rtnl import RTM_NEWLINK
 
 from testbed.lab.errors import LabError, lab_error
 from testbed.lab.linux import enter_network, open_current_network, unshare_network
+from testbed.lab.orphans import end_orphans
 from testbed.lab.rtnetlink import CREATE, Request, RouteSocket, closing_quietly
 
 IFF_UP = 1
-_LOOPBACK = 1
+UP: dict[str, int] = {"flags": IFF_UP, "change": IFF_UP}
+_LOOPBACK_UP = Request(RTM_NEWLINK, "bringing loopback up", {"index": 1, **UP})
+_ORPHAN_RETRIES = b"4"
 _RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _open: weakref.WeakSet[NetworkNamespace] = weakref.WeakSet()
@@ -77,7 +80,8 @@ class NetworkNamespace:
         try:
             if not ipv6:
                 switch_ipv6_off("default")
-            namespace.route.request([Request(RTM_NEWLINK, "bringing loopback up", {"index": _LOOPBACK, **UP})])
+            _write_setting("ipv4/tcp_orphan_retries", _ORPHAN_RETRIES)
+            namespace.route.request([_LOOPBACK_UP])
         except BaseException:
             namespace.close()
             raise
@@ -134,14 +138,22 @@ class NetworkNamespace:
             self.fd = -1
         self.route.close()
 
-    def _abandon(self) -> None:
-        """Let go of it in a forked child: descriptors only, since pyroute2's epoll set is shared with the parent."""
+    def _abandon_netlink(self) -> None:
+        """In a forked child: give up the inherited sockets, whose answers the parent would read.
+
+        Of pyroute2's only the socket is closed: its epoll set is shared with the parent.
+        """
         if self._netlink is not None:
             _abandoned.append(self._netlink)
             for fd in _socket_descriptors(self._netlink):
                 closing_quietly(fd)
             self._netlink = None
-        self.close()
+        self.route.close()
+
+    def _reopen_netlink(self) -> None:
+        self._abandon_netlink()
+        with self.entered():
+            self.route = RouteSocket()
 
     def __enter__(self) -> NetworkNamespace:
         return self
@@ -152,15 +164,18 @@ class NetworkNamespace:
         self.close()
 
 
-UP: dict[str, int] = {"flags": IFF_UP, "change": IFF_UP}
+def keep_only(keep: Iterable[NetworkNamespace]) -> None:
+    """In a forked child: let go of every inherited namespace but these, or they would outlive their owner.
 
-
-def close_others(keep: Iterable[NetworkNamespace]) -> None:
-    """In a forked child: let go of every inherited namespace except these, or they would outlive their owner."""
+    Those kept get netlink sockets of their own, so that child and parent do not read each other's answers.
+    """
     kept = {id(namespace) for namespace in keep}
     for namespace in list(_open):
-        if id(namespace) not in kept:
-            namespace._abandon()
+        if id(namespace) in kept:
+            namespace._reopen_netlink()
+        else:
+            namespace._abandon_netlink()
+            namespace.close()
 
 
 def wait_gone(namespaces: Iterable[NetworkNamespace], deadline_s: float = 10.0) -> None:
@@ -174,13 +189,20 @@ def wait_gone(namespaces: Iterable[NetworkNamespace], deadline_s: float = 10.0) 
     if not doomed:
         return
     deadline = time.monotonic() + deadline_s
-    with NetworkNamespace.create() as watcher:
-        for number, namespace in enumerate(doomed):
-            _watch(watcher.route, namespace.fd, number)
+    try:
+        with NetworkNamespace.create() as watcher:
+            for number, namespace in enumerate(doomed):
+                _watch(watcher.route, namespace.fd, number)
+            for namespace in doomed:
+                with namespace.entered():
+                    end_orphans()
+                namespace.close()
+            held = _StillHeld(watcher.route, len(doomed))
+            _poll(deadline, lambda: not watcher.route.dump(_RTM_GETNSID, bytes(4)), held)
+            _flush_cleanup(watcher, deadline)
+    finally:
         for namespace in doomed:
             namespace.close()
-        _poll(deadline, lambda: not watcher.route.dump(_RTM_GETNSID, bytes(4)), _StillHeld(watcher.route, len(doomed)))
-        _flush_cleanup(watcher, deadline)
 
 
 def _watch(route: RouteSocket, fd: int, number: int) -> None:
@@ -214,13 +236,20 @@ def _poll(deadline: float, done: Any, complaint: object) -> None:
 
 
 def switch_ipv6_off(which: str) -> None:
-    """Of the calling thread's namespace; a kernel without IPv6 has nothing to switch off."""
+    """For one interface, or "default" for those to come, of the calling thread's namespace."""
+    _write_setting(f"ipv6/conf/{which}/disable_ipv6", b"1")
+
+
+def _write_setting(name: str, value: bytes) -> None:
+    """Of the calling thread's namespace; what this kernel does not have needs no setting."""
     try:
-        fd = os.open(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise lab_error(f"setting net/{name}", error.errno or 0) from error
     try:
-        os.write(fd, b"1")
+        os.write(fd, value)
     finally:
         os.close(fd)
 

@@ -25,7 +25,7 @@ from multiprocess.connection import Connection, wait
 from testbed.hosts.messages import Command, Failed, Finished, Message, Ready, Shutdown
 from testbed.lab.errors import LabError
 from testbed.lab.linux import die_with_parent
-from testbed.lab.namespace import NetworkNamespace, close_others
+from testbed.lab.namespace import NetworkNamespace, keep_only
 
 _FORK = multiprocess.get_context("fork")
 _TERM_PATIENCE_S = 1.0
@@ -210,13 +210,13 @@ def _child(parent: int, host: HostProcess, theirs: Connection, channel: Connecti
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
-    theirs.close()
-    for other in list(_running):
-        other.channel.close()
-    _running.clear()
-    close_others(host._namespaces)
     status = 1
     try:
+        theirs.close()
+        for other in list(_running):
+            other.channel.close()
+        _running.clear()
+        keep_only(host._namespaces)
         host._main(channel, host._spec)
         status = 0
     except (BrokenPipeError, EOFError, ConnectionResetError):

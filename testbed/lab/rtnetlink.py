@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
@@ -29,6 +29,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
 _FLAG_ACK_TLVS, _NLMSGERR_ATTR_MSG = 0x200, 1
 _HEADER = struct.Struct("=IHHII")
+_SEQUENCE, _SEQUENCE_AT = struct.Struct("=I"), 8
 _BATCH = 32
 _TIMEOUT_S = 30.0
 _CLASSES: dict[int, Any] = {
@@ -40,34 +41,71 @@ _CLASSES: dict[int, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
-    """One message: `kind` (RTM_*), header `fields`, attributes, extra NLM_F_* flags, and what it is for (errors)."""
+    """One message: `kind` (RTM_*), header `fields`, attributes, extra NLM_F_* flags, and what it is for (errors).
+
+    It may be sent any number of times, to any namespace; pyroute2 encodes it once.
+    """
 
     kind: int
     doing: str
     fields: dict[str, Any]
     attributes: Sequence[tuple[str, Any]] = ()
     flags: int = 0
+    _message: bytearray | None = field(default=None, init=False)
 
     def encoded(self, sequence: int) -> bytes:
-        """The message's bytes (netlink(7)), asking for an acknowledgement."""
+        """The message's bytes (netlink(7)) with that sequence number, asking for an acknowledgement."""
+        if self._message is None:
+            self._message = self._encode()
+        _SEQUENCE.pack_into(self._message, _SEQUENCE_AT, sequence)
+        return bytes(self._message)
+
+    def _encode(self) -> bytearray:
         message = _CLASSES[self.kind]()
         for name, value in self.fields.items():
             message[name] = value
         message["attrs"] = list(self.attributes)
         message["header"]["type"] = self.kind
         message["header"]["flags"] = NLM_F_REQUEST | NLM_F_ACK | self.flags
-        message["header"]["sequence_number"] = sequence
         message.encode()
-        return bytes(message.data)
+        return bytearray(message.data)
+
+
+class Stencil:
+    """A request encoded once with stand-in values, of which each copy replaces some: encoding takes far longer.
+
+    `places` names the bytes of each stand-in as they appear in the message. Raises LabError unless each appears
+    exactly once.
+    """
+
+    def __init__(self, request: Request, places: dict[str, bytes]) -> None:
+        self._request = request
+        self._message = request.encoded(0)
+        self._spans: dict[str, slice] = {}
+        for name, stand_in in places.items():
+            at = self._message.find(stand_in)
+            if self._message.count(stand_in) != 1:
+                raise LabError(f"the stand-in for {name} is not unique in a netlink message: choose another")
+            self._spans[name] = slice(at, at + len(stand_in))
+
+    def filled(self, doing: str, values: dict[str, bytes]) -> Request:
+        """A copy with the named places replaced by `values` (shorter ones are filled up with NUL)."""
+        message = bytearray(self._message)
+        for name, value in values.items():
+            span = self._spans[name]
+            message[span] = value.ljust(span.stop - span.start, b"\0")
+        request = Request(self._request.kind, doing, {})
+        request._message = message
+        return request
 
 
 class RouteSocket:
-    """A NETLINK_ROUTE socket of the namespace the calling thread is in; usable from anywhere afterwards."""
+    """A netlink socket of the namespace the calling thread is in; usable from anywhere afterwards."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, protocol: int = socket.NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.settimeout(_TIMEOUT_S)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)

@@ -35,6 +35,7 @@ class Node:
         swap_device: SwapDevice,
         swap_pages: int,
         switches: Switches,
+        *,
         min_free_kbytes: int | None = None,
         page_cache: int = 0,
     ) -> None:

@@ -9,7 +9,6 @@ payload then lands in place too.
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from testbed.nbd.constants import (
     NBD_REQUEST_MAGIC,
@@ -34,11 +33,8 @@ NBD_CMD_TRIM = int(Command.NBD_CMD_TRIM)
 Buffer = bytes | memoryview
 
 
-class Reply(NamedTuple):
-    """A request is complete: `error` is 0, or an NBD_E... number (spec: "Error values")."""
-
-    handle: int
-    error: int
+Reply = tuple[int, int]
+"""A request is complete: its handle, and 0 or an NBD_E... number (spec: "Error values")."""
 
 
 class ClientProtocol:
@@ -66,11 +62,12 @@ class ClientProtocol:
 
     def read(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
         """NBD_CMD_READ of the bytes from `offset` on, into writable `buffers`, one after the other."""
-        self._request(NBD_CMD_READ, handle, offset, sum(map(len, buffers)), buffers)
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
+        self._request(NBD_CMD_READ, handle, offset, length, buffers)
 
     def write(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
         """NBD_CMD_WRITE of `buffers`, one after the other, from byte `offset` on."""
-        length = sum(map(len, buffers))
+        length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         self._request(NBD_CMD_WRITE, handle, offset, length, ())
         self.outgoing += buffers
         self.outgoing_bytes += length
@@ -110,7 +107,7 @@ class ClientProtocol:
             count = self._fill_payload(count)
             if self._payload:
                 return replies
-            replies.append(Reply(self._handle, 0))
+            replies.append((self._handle, 0))
         staging = self._staging
         end = self._staged + count
         at = 0
@@ -124,21 +121,20 @@ class ClientProtocol:
                 raise NbdError(f"the NBD server answered handle {handle}, which no request in flight has")
             at += 16
             if landing and not error:
-                length = 0
+                begin = at
                 for number, piece in enumerate(landing):
-                    size = len(piece)
-                    if end - at < size:
+                    after = at + len(piece)
+                    if after > end:
                         piece[: end - at] = staging[at:end]
                         self._payload = [piece[end - at :], *landing[number + 1 :]]
                         self._handle = handle
-                        self._long = len(piece) * len(landing) >= LONG_PAYLOAD
+                        self._long = sum(map(len, landing)) >= LONG_PAYLOAD
                         self._staged = 0
                         return replies
-                    piece[:] = staging[at : at + size]
-                    at += size
-                    length += size
-                self._long = length >= LONG_PAYLOAD
-            replies.append(Reply(handle, error))
+                    piece[:] = staging[at:after]
+                    at = after
+                self._long = at - begin >= LONG_PAYLOAD
+            replies.append((handle, error))
         self._staged = end - at
         if at and at < end:
             staging[: end - at] = bytes(staging[at:end])

@@ -14,12 +14,14 @@ from pathlib import Path
 
 NBD_SERVER_SCRIPT = """
 "$1" -C "$2" -p "$3" || exit
+exec 2> /dev/null
 until [ -s "$3" ]; do sleep 0.01; done
 read -r server < "$3"
 trap 'kill "$server"' TERM INT
-tail --pid="$server" -s 0.05 -f /dev/null &
+tail --pid="$server" -f /dev/null &
 wait $!
-wait
+while kill -0 "$server"; do sleep 0.01; done
+kill $!
 """
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
-from testbed.nbd.constants import NbdErrno
+from testbed.nbd.constants import SIMPLE_REPLY, NbdErrno
 from testbed.nbd.export import Export
 from testbed.nbd.server_protocol import (
     Disconnect,
@@ -93,6 +93,11 @@ class NbdServer:
                 total.add(statistics)
         return total
 
+    @property
+    def clients(self) -> int:
+        """How many are connected."""
+        return len(self._connections)
+
     def stop(self) -> None:
         """Make `serve` return. Safe in a signal handler and in any thread."""
         self._stopped = True
@@ -137,7 +142,13 @@ class NbdServer:
         thread = threading.Thread(target=self._run, args=(sock, statistics), name="nbd connection", daemon=True)
         with self._lock:
             self._connections[sock] = thread, statistics
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._log(f"refused a client: {error}")
+            with self._lock:
+                del self._connections[sock]
+            sock.close()
 
     def _run(self, sock: socket.socket, statistics: ServerStatistics) -> None:
         try:
@@ -191,18 +202,27 @@ def serve_connection(
                     data = export.read(offset, length)
                 except OSError as failure:
                     pieces.append(_failed(handle, failure, statistics))
-                    gathered += 16
-                    continue
-                pieces += simple_reply(handle), data
-                gathered += 16 + length
-                statistics.reads += 1
-                statistics.bytes_read += length
-                if gathered >= MAX_BATCH or len(pieces) >= MAX_PIECES:
-                    _send(sock, pieces, gathered)
-                    pieces, gathered = [], 0
+                else:
+                    pieces += simple_reply(handle), data
+                    gathered += length
+                    statistics.reads += 1
+                    statistics.bytes_read += length
+            elif isinstance(event, Write):
+                handle, offset, data, fua = event
+                try:
+                    export.commit(offset, data)
+                    if fua:
+                        export.flush()
+                except OSError as failure:
+                    pieces.append(_failed(handle, failure, statistics))
+                else:
+                    pieces.append(simple_reply(handle))
+                    statistics.writes += 1
+                    statistics.bytes_written += len(data)
             elif isinstance(event, ExportChosen):
                 export = exports[event.name]
                 sock.settimeout(None)
+                continue
             elif isinstance(event, Disconnect | Violation):
                 _send(sock, pieces, gathered)
                 if isinstance(event, Violation):
@@ -210,22 +230,19 @@ def serve_connection(
                 return
             else:
                 pieces.append(_carry_out(event, export, statistics))
-                gathered += 16
+            gathered += SIMPLE_REPLY.size
+            if gathered >= MAX_BATCH or len(pieces) >= MAX_PIECES:
+                _send(sock, pieces, gathered)
+                pieces, gathered = [], 0
         if pieces:
             _send(sock, pieces, gathered)
             pieces, gathered = [], 0
 
 
-def _carry_out(event: Write | Flush | Trim | Refused, export: Export, statistics: ServerStatistics) -> bytes:
+def _carry_out(event: Flush | Trim | Refused, export: Export, statistics: ServerStatistics) -> bytes:
     """Do what `event` asks; returns the reply."""
     try:
-        if isinstance(event, Write):
-            export.commit(event.offset, event.data)
-            if event.fua:
-                export.flush()
-            statistics.writes += 1
-            statistics.bytes_written += len(event.data)
-        elif isinstance(event, Flush):
+        if isinstance(event, Flush):
             export.flush()
             statistics.flushes += 1
         elif isinstance(event, Trim):

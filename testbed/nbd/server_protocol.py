@@ -187,6 +187,7 @@ class ServerProtocol:
     def _requests(self, at: int, end: int, events: list[Event]) -> int:
         """Parse the requests in the staging; returns up to where."""
         staging, size, unpack, header = self._staging, self._size, REQUEST.unpack_from, REQUEST.size
+        writable = -1 if self._read_only else NBD_CMD_WRITE
         while True:
             if self._skip:
                 skipped = min(self._skip, end - at)
@@ -203,10 +204,11 @@ class ServerProtocol:
                 events.append(Violation(f"the client's request has the wrong magic {magic:#x}"))
                 return end
             at += header
-            if command == NBD_CMD_READ and not flags and offset + length <= size and length <= MAX_REQUEST_LENGTH:
+            plain = not flags and offset + length <= size and length <= MAX_REQUEST_LENGTH
+            if plain and command == NBD_CMD_READ:
                 events.append(Read(handle, offset, length))
                 continue
-            error = self._check(command, flags, offset, length)
+            error = 0 if plain and command == writable else self._check(command, flags, offset, length)
             if command == NBD_CMD_WRITE:
                 if error:
                     self._refused, self._skip = Refused(handle, error), length
@@ -214,14 +216,15 @@ class ServerProtocol:
                         events.append(self._refused)
                     continue
                 landing = self._export.landing(offset, length)
-                write = Write(handle, offset, landing, bool(flags))
+                write = Write(handle, offset, landing, flags != 0)
                 self._long = length >= LONG_PAYLOAD
-                if end - at < length:
+                after = at + length
+                if after > end:
                     landing[: end - at] = staging[at:end]
                     self._write, self._payload = write, landing[end - at :]
                     return end
-                landing[:] = staging[at : at + length]
-                at += length
+                landing[:] = staging[at:after]
+                at = after
                 events.append(write)
             elif error:
                 events.append(Refused(handle, error))

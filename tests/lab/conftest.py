@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.lab.link import add_veth, set_up
+from testbed.lab.link import add_veth, set_up, wait_up
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
@@ -70,6 +70,8 @@ def wire(lab: Lab) -> Wire:
     add_veth((pair.a, "eth0"), (pair.b, "eth0"), mac_a=MAC_A, mac_b=MAC_B)
     for namespace in (pair.a, pair.b):
         set_up(namespace, "eth0")
+    for namespace in (pair.a, pair.b):
+        wait_up(namespace, "eth0")
     return pair
 
 
@@ -81,6 +83,8 @@ def path(lab: Lab) -> Path3:
     ends = ((three.a, "eth0"), (three.middle, "left"), (three.middle, "right"), (three.b, "eth0"))
     for namespace, ifname in ends:
         set_up(namespace, ifname)
+    for namespace, ifname in ends:
+        wait_up(namespace, ifname)
     return three
 
 

@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import socket
 import struct
+from collections.abc import Callable
 
 import pytest
 
@@ -23,6 +24,7 @@ from testbed.lab.link import (
     set_down,
     set_offloads,
     set_up,
+    wait_up,
 )
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 from tests.lab.conftest import MAC_B, Lab, Wire
@@ -75,6 +77,10 @@ def test_hosts_that_cannot_all_be_made_are_not_made() -> None:
             add_hosts(bridge, [HostPort("same", "10.0.0.1/24"), HostPort("same", "10.0.0.2/24")])
         with pytest.raises(LabError, match="not an address"):
             add_hosts(bridge, [HostPort("x", "10.0.0.1/24"), HostPort("y", "nonsense")])
+        with pytest.raises(LabError, match="not the MAC address of a host"):
+            add_hosts(bridge, [HostPort("z", None, mac="01:00:00:00:00:01")])
+        with pytest.raises(LabError, match="cannot name an interface"):
+            add_hosts(bridge, [HostPort("a name that is too long", None)])
 
 
 def test_addresses_neighbours_and_state(wire: Wire) -> None:
@@ -89,6 +95,14 @@ def test_addresses_neighbours_and_state(wire: Wire) -> None:
     set_down(wire.a, "eth0")
     with pytest.raises(OSError, match="unreachable"):
         exchange(wire.a, wire.b, "10.0.0.2")
+
+
+def test_an_interface_whose_other_end_is_down_is_not_waited_for_in_vain(wire: Wire) -> None:
+    set_down(wire.b, "eth0")
+    with pytest.raises(LabError, match="eth0 carries no frames"):
+        wait_up(wire.a, "eth0", deadline_s=0.05)
+    set_up(wire.b, "eth0")
+    wait_up(wire.a, "eth0")
 
 
 def test_offloads_switch_off_and_on(wire: Wire) -> None:
@@ -115,13 +129,17 @@ def test_names_the_kernel_would_not_take(lab: Lab, name: str) -> None:
 
 
 def test_errors_are_one_line_that_says_what(wire: Wire) -> None:
-    for doing, call in {
+    calls: dict[str, Callable[[], object]] = {
         "looking for none": lambda: set_up(wire.a, "none"),
         "making link eth0 - new": lambda: add_veth((wire.a, "eth0"), (wire.b, "new")),
         "reading the counters of none": lambda: interface_statistics(wire.a, "none"),
         "switching offloads of none": lambda: set_offloads(wire.a, "none", on=False),
         "'10.0.0.1' is not an address with a prefix": lambda: set_address(wire.a, "eth0", "10.0.0.1"),
-    }.items():
+        "'nonsense' is not the MAC": lambda: add_veth((wire.a, "x"), (wire.b, "new"), mac_a="nonsense"),
+        "'nonsense' is not an IP": lambda: add_permanent_neighbour(wire.a, "eth0", "nonsense", MAC_B),
+        "making link x - new: ": lambda: add_veth((wire.a, "x"), (wire.b, "new"), mtu=70_000),
+    }
+    for doing, call in calls.items():
         with pytest.raises(LabError) as caught:
             call()
         assert str(caught.value).startswith(doing)

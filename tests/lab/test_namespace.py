@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import socket
@@ -12,9 +13,10 @@ import pytest
 
 from testbed.lab import namespace as module
 from testbed.lab.errors import LabError
-from testbed.lab.link import add_bridge, add_veth, set_address, set_up
+from testbed.lab.link import add_bridge, add_veth, set_address, set_down, set_up
 from testbed.lab.namespace import NetworkNamespace, wait_gone
-from tests.lab.conftest import Lab
+from testbed.lab.rtnetlink import RouteSocket
+from tests.lab.conftest import Lab, Wire
 from tests.lab.helpers import eventually, holders_of
 
 pytestmark = pytest.mark.root
@@ -33,16 +35,24 @@ def test_create_leaves_the_thread_where_it_was(lab: Lab) -> None:
 
 
 def test_loopback_works_inside(lab: Lab) -> None:
-    with lab.namespace().entered(), socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname(), timeout=5) as client:
-            assert client.getpeername() == server.getsockname()
+    with (
+        lab.namespace().entered(),
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=5) as client,
+    ):
+        assert client.getpeername() == server.getsockname()
 
 
 def test_entered_returns_even_after_an_error(lab: Lab) -> None:
     before, made = current(), lab.namespace()
-    with pytest.raises(RuntimeError), made.entered():
-        assert current() == made.inode
-        raise RuntimeError
+
+    def fails() -> None:
+        with made.entered():
+            assert current() == made.inode
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fails()
     assert current() == before
 
 
@@ -116,7 +126,7 @@ def test_close_gives_everything_back() -> None:
 
 @pytest.mark.usefixtures("descriptors")
 def test_a_failure_half_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Broken(module.RouteSocket):
+    class Broken(RouteSocket):
         def request(self, requests: object) -> None:
             raise LabError("no")
 
@@ -146,14 +156,28 @@ def test_wait_gone_says_when_something_still_holds_one() -> None:
         wait_gone([held], deadline_s=0.05)
 
 
+def test_wait_gone_does_not_wait_for_connections_that_cannot_end(wire: Wire) -> None:
+    for namespace, address in ((wire.a, "10.0.0.1/24"), (wire.b, "10.0.0.2/24")):
+        set_address(namespace, "eth0", address)
+    with wire.b.entered():
+        server = socket.create_server(("10.0.0.2", 0))
+    with wire.a.entered():
+        client = socket.socket()
+    with server, client:
+        client.connect(server.getsockname())
+        server.accept()[0].close()
+        set_down(wire.b, "eth0")
+        client.send(b"never acknowledged")
+    wait_gone([wire.a, wire.b], deadline_s=2.0)
+
+
 def test_without_privilege_the_error_says_what_is_needed() -> None:
     receiving, sending = multiprocessing.Pipe(duplex=False)
     child = os.fork()
     if child == 0:
         try:
-            os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
+            version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
+            assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0
             NetworkNamespace.create()
         except BaseException as error:
             sending.send(str(error))
