@@ -133,5 +133,8 @@ class Board:
 
 def event_text(event: Event) -> str:
     """An event in one line."""
-    details = ", ".join(f"{name} {value}" for name, value in event.fields.items())
+    told = {name: value for name, value in event.fields.items() if isinstance(value, (int, float, str))}
+    details = ", ".join(
+        f"{name} {value:,.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()
+    )
     return f"{event.host}: {event.name.replace('_', ' ')}" + (f" ({details})" if details else "")

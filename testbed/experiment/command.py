@@ -14,7 +14,7 @@ from testbed.experiment import leftovers, preflight
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.plan import resolve
-from testbed.experiment.report import show
+from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
@@ -51,7 +51,7 @@ def publish(result: Result, options: RunOptions) -> None:
     if options.json:
         sys.stdout.buffer.write(encode(result))
         sys.stdout.flush()
-    show(Console(stderr=options.json), result)
+    show(wide(Console(stderr=options.json)), result)
 
 
 def status(result: Result, options: RunOptions) -> int:

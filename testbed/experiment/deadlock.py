@@ -33,7 +33,7 @@ def diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
 
 def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
     still = stall.noticed.time - stall.last_moved.time
-    confirmed = stall.after.time - stall.flood_stopped
+    confirmed = stall.after.time - max(stall.flood_stopped, stall.noticed.time)
     waiting = [gauge(each, "tasks_waiting") for each in (stall.noticed, stall.after)]
     if still < stall_limit - TOLERANCE or confirmed < stall_limit - TOLERANCE:
         return Diagnosis(

@@ -64,7 +64,7 @@ def _counted(client: ClientEvidence) -> Iterator[str]:
 
 def _bystanders(plan: ClientPlan) -> Iterator[str]:
     """Buffers that cannot hold the reserve cannot starve even an unprotected host."""
-    held = sum(bystander.buffer for bystander in plan.bystanders) // PAGE_SIZE
+    held = sum(bystander.buffer for bystander in plan.bystanders if bystander.reader != "prompt") // PAGE_SIZE
     if held < plan.watermarks.high:
         yield (
             f"the bystanders' buffers hold {held} pages at most, less than the {plan.watermarks.high} kswapd keeps "

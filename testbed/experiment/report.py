@@ -15,12 +15,20 @@ from testbed.experiment.result import Check, Outcome, Result, decode
 from testbed.patches import PATCHES
 from testbed.size import format_size
 
+WIDTH = 120
 STYLES: dict[Outcome, str] = {
     "pass": "bold green",
     "fail": "bold red",
     "deadlock": "bold magenta",
     "error": "bold yellow",
 }
+
+
+def wide(console: Console) -> Console:
+    """The same console, with room for evidence where no terminal says how much there is."""
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
 
 
 def show(console: Console, result: Result) -> None:
@@ -35,9 +43,9 @@ def show(console: Console, result: Result) -> None:
     for name, value in numbers(result):
         console.print(f"  {name:<28} {value}", highlight=False)
     for line in result.limits:
-        console.print(f"  limit reached: {escape(line)}", highlight=False)
+        console.print(f"  limit reached: {escape(line)}", highlight=False, soft_wrap=True)
     for line in result.warnings:
-        console.print(f"  warning: {escape(line)}", style="yellow", highlight=False)
+        console.print(f"  warning: {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
     style = STYLES[result.outcome]
     reason = f": {escape(result.error)}" if result.error else ""
     console.print(
@@ -121,7 +129,7 @@ def main(paths: Sequence[str]) -> int:
     if not results:
         print("testbed: name the result.json files to compare", file=sys.stderr)
         return 2
-    side_by_side(Console(), results)
+    side_by_side(wide(Console()), results)
     return 0
 
 
