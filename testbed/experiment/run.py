@@ -8,11 +8,9 @@ everybody saw to the verdict.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from multiprocess.connection import wait
@@ -25,6 +23,7 @@ from testbed.experiment.evidence import (
     RunEvidence,
     Stall,
 )
+from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
 from testbed.experiment.plan import ClientPlan, FloodPlan, NeighbourPlan, Plan, ServerPlan
 from testbed.hosts.messages import (
@@ -140,7 +139,7 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
+        directory = stack.enter_context(temporary_directory())
         network = stack.enter_context(Network(plan))
         run = _Run(plan, patches, limits, observer)
         stack.callback(run.stop)
