@@ -62,7 +62,7 @@ def test_flooded_swap_passes_and_unrelated_pfmemalloc_frames_are_dropped() -> No
 
 
 def test_without_the_series_the_same_host_deadlocks() -> None:
-    plan = small_plan(UdpFlood(pps=30_000, size=1000), gso=False, bystanders=DEMO_BYSTANDERS)
+    plan = small_plan(UdpFlood(pps=30_000, size=1000), gso=False, bystanders=DEMO_BYSTANDERS, memory="64M")
     record = run_plan(plan, ALL_OFF)
     verdict = judge(record.evidence)
     assert verdict.outcome == "deadlock", [check.evidence for check in verdict.checks]
