@@ -9,6 +9,7 @@ makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import struct
 import termios
@@ -217,6 +218,14 @@ class NbdDevice:
     def idle(self) -> bool:
         """Nothing is queued or in flight."""
         return not self.queue and not self.in_flight
+
+    def disconnect(self) -> None:
+        """`nbd_disconnect`: tell the server goodbye if nothing is under way, and close."""
+        if self.idle and not self._closed:
+            with contextlib.suppress(NbdError):
+                self.client.disconnect()
+                self.client.send_pending()
+        self.close()
 
     def close(self) -> None:
         """`nbd_clear_que`: end everything with EIO and free what the socket holds."""

@@ -296,7 +296,7 @@ class SwapClient:
         await self._drain_wire()
         counters = self.counters()
         interfaces = self._interfaces()
-        self.device.close()
+        self.device.disconnect()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for thread in self.kernel_threads:
             thread.cancel()
