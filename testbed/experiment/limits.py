@@ -29,10 +29,10 @@ def _memory(plan: ClientPlan, report: Mapping[str, Any] | None) -> Iterator[str]
     marks = plan.watermarks
     steps = [
         (0, "all of its memory was in use"),
-        (marks.atomic_floor, f"below {marks.atomic_floor}, where GFP_ATOMIC requests fail"),
-        (marks.throttle, f"below {marks.throttle}, where direct reclaimers are throttled (patch 15)"),
-        (marks.min, f"below {marks.min}, where ordinary requests wait"),
-        (marks.low, f"below {marks.low}, where kswapd starts"),
+        (marks.atomic_floor, f"at or below {marks.atomic_floor}, where GFP_ATOMIC requests fail"),
+        (marks.throttle, f"at or below {marks.throttle}, where direct reclaimers are throttled (patch 15)"),
+        (marks.min, f"at or below {marks.min}, where ordinary requests wait"),
+        (marks.low, f"at or below {marks.low}, where kswapd starts"),
     ]
     try:
         lowest = number(report, "memory", "reserve_min_free")

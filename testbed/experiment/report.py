@@ -38,7 +38,7 @@ def show(console: Console, result: Result) -> None:
     table.add_column("")
     table.add_column("evidence", overflow="fold")
     for check in result.checks:
-        table.add_row(check.name, mark(check), escape(check.evidence))
+        table.add_row(check.name, mark(check), escape(by_client(result, check.evidence)))
     console.print(table)
     for name, value in numbers(result):
         console.print(f"  {name:<28} {value}", highlight=False)
@@ -83,6 +83,13 @@ def describe_patches(numbers_on: Sequence[int]) -> str:
     return f"without patch {', '.join(map(str, off))}"
 
 
+def by_client(result: Result, evidence: str) -> str:
+    """Evidence about several clients, with a line for each."""
+    for client in result.clients[1:]:
+        evidence = evidence.replace(f"; {client.name}: ", f"\n{client.name}: ")
+    return evidence
+
+
 def mark(check: Check) -> str:
     """One word, with its colour, for how a check ended."""
     if check.ok is None:
@@ -115,7 +122,7 @@ def numbers(result: Result) -> list[tuple[str, str]]:
 def _cell(result: Result, name: str) -> str:
     for check in result.checks:
         if check.name == name:
-            return f"{mark(check)}  {escape(check.evidence)}"
+            return f"{mark(check)}  {escape(by_client(result, check.evidence))}"
     return "-"
 
 

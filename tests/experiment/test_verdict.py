@@ -235,6 +235,13 @@ def test_a_confirmed_stall_is_a_deadlock_with_its_signature() -> None:
         assert part in text
 
 
+def test_the_signature_names_what_did_not_stand_still() -> None:
+    text = evidence(judge(run(hung(stall(afterwards={"pswpout": 63, "nr_writeback": 31})))), "progress")
+    assert "pswpout +3, nr_writeback 32 to 31" in text
+    late = stall(during={"pswpout": 124, "nr_writeback": 96})
+    assert "pswpout flat at 124, nr_writeback constant at 96" in evidence(judge(run(hung(late))), "progress")
+
+
 def test_the_patches_that_are_off_decide_nothing() -> None:
     told = spoiled("witnesses", value={"9": {"opportunity": 0, "witness": 0, "what": "x"}})
     for patches in (ALL_PATCHES, frozenset[int]()):
