@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence, number
-from testbed.experiment.plan import ClientPlan, Plan
+from testbed.experiment.plan import Plan
+from testbed.hosts.plan import ClientPlan
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.drop_reason import DropReason
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from testbed.experiment.plan import Interface, Plan, SegmentPlan
+from testbed.experiment.plan import Plan, SegmentPlan
+from testbed.hosts.plan import Interface
 from testbed.hosts.swap_client import HOST_INTERFACE, INNER, WIRE
 from testbed.lab.link import (
     Bridge,
