@@ -59,13 +59,15 @@ def run_plan(plan: Plan, patches: frozenset[int] = ALL_ON, limits: Limits = LIMI
     return execute(plan, patches, seed, limits, Silent())
 
 
-def network_namespaces() -> set[int]:
-    """Inode numbers of all network namespaces that some process is in or holds open."""
+def network_namespaces(pids: Iterable[int] | None = None) -> set[int]:
+    """Inode numbers of the network namespaces that these processes (None: all) are in or hold open."""
     found: set[int] = set()
-    for pid in (entry for entry in Path("/proc").iterdir() if entry.name.isdigit()):
+    everybody = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    for pid in everybody if pids is None else pids:
+        process = Path("/proc") / str(pid)
         try:
-            found.add((pid / "ns" / "net").stat().st_ino)
-            for descriptor in (pid / "fd").iterdir():
+            found.add((process / "ns" / "net").stat().st_ino)
+            for descriptor in (process / "fd").iterdir():
                 target = str(descriptor.readlink())
                 if target.startswith("net:["):
                     found.add(int(target[5:-1]))

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,16 +57,21 @@ def under_way(tmp_path: Path) -> bool:
     return events.exists() and b"workload_started" in events.read_bytes()
 
 
+def made_by(pids: list[int]) -> set[int]:
+    """The network namespaces of these processes, less our own."""
+    return network_namespaces(pids) - network_namespaces([os.getpid()])
+
+
 def assert_nothing_left(namespaces: set[int], mounted: list[str], pids: list[int]) -> None:
     eventually(lambda: not any(is_running(pid) for pid in pids), GONE_WITHIN_S, "the end of all processes")
-    eventually(lambda: network_namespaces() <= namespaces, GONE_WITHIN_S, "the end of all namespaces")
+    eventually(lambda: not namespaces & network_namespaces(), GONE_WITHIN_S, "the end of all namespaces")
     assert mounts() == mounted
 
 
 @pytest.mark.parametrize("round_number", range(ROUNDS))
 def test_kill_9_of_the_runner_or_a_child_leaves_nothing(round_number: int, tmp_path: Path) -> None:
     chosen = random.Random(round_number)
-    before, mounted = network_namespaces(), mounts()
+    mounted = mounts()
     with running(tmp_path) as runner:
         if round_number % 2:
             eventually(lambda: under_way(tmp_path), 30.0, "the start of the workload")
@@ -73,36 +79,43 @@ def test_kill_9_of_the_runner_or_a_child_leaves_nothing(round_number: int, tmp_p
         while time.monotonic() < deadline and runner.poll() is None:
             time.sleep(0.01)
         family = [runner.pid, *children(runner.pid)]
+        namespaces = made_by(family)
         victim = runner.pid if round_number % 3 == 0 else chosen.choice(family)
         os.kill(victim, signal.SIGKILL)
         if victim != runner.pid:
             assert runner.wait(60.0) != 0
         else:
             runner.wait(60.0)
-    assert_nothing_left(before, mounted, family)
+    assert_nothing_left(namespaces, mounted, family)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing_and_says_so(number: signal.Signals, tmp_path: Path) -> None:
-    before, mounted = network_namespaces(), mounts()
+    mounted = mounts()
     with running(tmp_path) as runner:
         eventually(lambda: under_way(tmp_path), 30.0, "the start of the workload")
         family = [runner.pid, *children(runner.pid)]
+        namespaces = made_by(family)
+        assert namespaces
         runner.send_signal(number)
         assert runner.wait(60.0) == 2
-    assert_nothing_left(before, mounted, family)
+    assert_nothing_left(namespaces, mounted, family)
     assert b"interrupted" in (tmp_path / "output").read_bytes()
     assert b"Traceback" not in (tmp_path / "output").read_bytes()
 
 
 def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
-    before, mounted = network_namespaces(), mounts()
+    mounted = mounts()
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
     options = ("--memory", "16M", "--flood", "0", "--json")
     with running(first, *options) as one, running(second, *options) as other:
+        for directory in (first, second):
+            eventually(partial(under_way, directory), 30.0, "the start of the workload")
+        namespaces = made_by([one.pid, *children(one.pid)]), made_by([other.pid, *children(other.pid)])
+        assert not namespaces[0] & namespaces[1]
         assert [one.wait(120.0), other.wait(120.0)] == [0, 0]
-    assert_nothing_left(before, mounted, [one.pid, other.pid])
+    assert_nothing_left(namespaces[0] | namespaces[1], mounted, [one.pid, other.pid])
     for directory in (first, second):
         assert json.loads((directory / "run" / "result.json").read_bytes())["outcome"] == "pass"
