@@ -75,9 +75,17 @@ def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
         nic.close()
 
 
-def tcp_buffer_limit(managed_pages: int) -> int:
+def tcp_receive_limit(managed_pages: int) -> int:
     """The most a TCP socket may buffer on a machine of this size, bytes (tcp_init: 1/128 of memory, at most 4 MiB)."""
     return min(TCP_BUFFER_CEILING, managed_pages * PAGE_SIZE >> TCP_MEM_SHARE)
+
+
+def tcp_send_limit(managed_pages: int) -> int:
+    """What SO_SNDBUF is tuned to for a short path, bytes: a quarter of what the machine would allow a long one.
+
+    With the receive ring's buffers it then fits into the half of the reserve that throttling keeps.
+    """
+    return tcp_receive_limit(managed_pages) // 4
 
 
 class SwapClient:
@@ -106,10 +114,10 @@ class SwapClient:
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
-        limit = tcp_buffer_limit(self.node.zone.managed)
-        self.swap_sk = Sock("swap", plan.receive_buffer or limit, swap=True)
+        managed = self.node.zone.managed
+        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
-        self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or limit)
+        self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
         self.ledger = Ledger(self.node.zone)
         self.netdev = NetDevice(self.skb_memory, self.socket_memory, self.netstat, plan.ring, self.ledger.tally)
         self.bystanders = self._bystanders()

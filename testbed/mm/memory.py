@@ -102,7 +102,6 @@ class Memory:
         if page.locked:
             await self.swap_io.wait_on_page_locked(page)
             if not page.uptodate:
-                self.swap_io.release(page)
                 raise BusError(f"{current.name}: page {index} could not be read back from slot {entry}")
             if page.swap_entry != entry or self.cache.pages.get(entry) is not page:
                 return None

@@ -97,6 +97,8 @@ class SwapIO:
                 await waiter
         finally:
             page.pins -= 1
+            if page.mapping is None and not (page.uptodate and self.cache.swap.swap_count(page.swap_entry)):
+                self.release(page)
 
     def release(self, page: Page) -> None:
         """Free a page that nothing but the swap cache holds any more, unless I/O or a reference keeps it."""
