@@ -30,7 +30,7 @@ def _memory(plan: ClientPlan, report: Mapping[str, Any] | None) -> Iterator[str]
     steps = [
         (0, "all of its memory was in use"),
         (marks.atomic_floor, f"at or below {marks.atomic_floor}, where GFP_ATOMIC requests fail"),
-        (marks.throttle, f"at or below {marks.throttle}, where direct reclaimers are throttled (patch 15)"),
+        (marks.throttle, f"at or below {marks.throttle}, where patch 15 throttles reclaimers"),
         (marks.min, f"at or below {marks.min}, where ordinary requests wait"),
         (marks.low, f"at or below {marks.low}, where kswapd starts"),
     ]
