@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from testbed.experiment.plan import ClientPlan, Plan
+from testbed.experiment.plan import Plan
 from testbed.hosts.messages import Event, Sample
+from testbed.hosts.plan import ClientPlan
 
 RATE_WINDOW_S = 2.0
 RUNNER = "runner"

@@ -5,6 +5,7 @@ Status 0: the expected outcome; 1: another one; 2: the rig could not run, with o
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,8 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 
 def execute(topology: Topology, options: RunOptions) -> int:
-    """Check, run, show; returns the exit status."""
+    """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         plan = resolve(topology, options.overrides)
         preflight.check(plan)

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence, number
-from testbed.experiment.plan import ClientPlan, Plan
+from testbed.experiment.plan import Plan
+from testbed.hosts.plan import ClientPlan
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.drop_reason import DropReason
 
@@ -30,7 +31,7 @@ def _memory(plan: ClientPlan, report: Mapping[str, Any] | None) -> Iterator[str]
     steps = [
         (0, "all of its memory was in use"),
         (marks.atomic_floor, f"at or below {marks.atomic_floor}, where GFP_ATOMIC requests fail"),
-        (marks.throttle, f"at or below {marks.throttle}, where patch 15 throttles reclaimers"),
+        (marks.throttle, f"at or below {marks.throttle}, where direct reclaimers are throttled"),
         (marks.min, f"at or below {marks.min}, where ordinary requests wait"),
         (marks.low, f"at or below {marks.low}, where kswapd starts"),
     ]

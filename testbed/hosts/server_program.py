@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from testbed.experiment.plan import ServerPlan
+from testbed.hosts.plan import ServerPlan
 from testbed.lab.errors import LabError
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.program import Program, run_program

@@ -92,7 +92,7 @@ def limits(plan: Plan, *path: str, value: int, **changes: Any) -> list[str]:
     [
         (0, "client: free memory went down to 0 pages: all of its memory was in use"),
         (96, "client: free memory went down to 96 pages: at or below 96, where GFP_ATOMIC requests fail"),
-        (97, "client: free memory went down to 97 pages: at or below 128, where patch 15 throttles reclaimers"),
+        (97, "client: free memory went down to 97 pages: at or below 128, where direct reclaimers are throttled"),
         (256, "client: free memory went down to 256 pages: at or below 256, where ordinary requests wait"),
         (320, "client: free memory went down to 320 pages: at or below 320, where kswapd starts"),
     ],
