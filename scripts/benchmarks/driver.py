@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.experiment.arguments import Parser
+from testbed.experiment.report import wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("this needs root to make network namespaces: run it with sudo")
     modules = space.modules or MODULES
     rows, skipped = measure(modules, space.repetitions)
-    status = show(Console(stderr=space.json), rows, skipped, modules)
+    status = show(wide(Console(stderr=space.json)), rows, skipped, modules)
     if space.json:
         print(json.dumps({name: row["value"] for name, row in rows.items()}, indent=2))
     return status
