@@ -86,12 +86,19 @@ class Vmscan:
         vmstat.nr_throttled += 1
         try:
             if not gfp_mask & GFP_FS:
-                await self.pfmemalloc_wait.wait(HZ)
+                await self._wait_at_most_hz(current)
                 return
             while not current.fatal_signal and not self.pfmemalloc_watermark_ok():
                 await self.pfmemalloc_wait.wait()
         finally:
             vmstat.nr_throttled -= 1
+
+    async def _wait_at_most_hz(self, current: Task) -> None:
+        """`wait_event_interruptible_timeout`: being woken is not enough, the reserve must be there or the time over."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + HZ
+        while (left := deadline - clock()) > 0 and not current.fatal_signal and not self.pfmemalloc_watermark_ok():
+            await self.pfmemalloc_wait.wait(left)
 
     async def try_to_free_pages(self, gfp_mask: int, current: Task) -> int:
         """Direct reclaim: pages reclaimed, or 1 if it is still worth trying, or 0 if only the OOM killer is left."""
@@ -115,11 +122,16 @@ class Vmscan:
         return 0 if self.zone.all_unreclaimable else 1
 
     async def shrink_zone(self, sc: ScanControl, *, direct: bool) -> None:
-        """One pass over both lists at `sc.priority`; ends with the writes it started and, if need be, a wait."""
+        """One pass over both lists at `sc.priority`; ends with the writes it started and, if need be, a wait.
+
+        In a zone already given up on, kswapd still looks at a few pages whatever the priority (`force_scan`).
+        """
         zone = self.zone
         anon, file, denominator = self.get_scan_count()
         nr_active = (len(zone.active_anon) >> sc.priority) * anon // denominator
         nr_inactive = (len(zone.inactive_anon) >> sc.priority) * anon // denominator
+        if zone.all_unreclaimable and not direct:
+            nr_active, nr_inactive = max(nr_active, SWAP_CLUSTER_MAX), max(nr_inactive, SWAP_CLUSTER_MAX)
         if file:
             self.shrink_file_list(-(-(len(zone.file) >> sc.priority) * file // denominator), sc, direct=direct)
         sc.nr_taken = sc.nr_writeback = 0
