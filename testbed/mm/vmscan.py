@@ -148,14 +148,19 @@ class Vmscan:
                 break
             if sc.nr_taken >= resched_at:
                 resched_at += RESCHED_PAGES
+                await self._submit_writes(sc)
                 await asyncio.sleep(0)
         if self._inactive_anon_is_low():
             self.shrink_active_list(SWAP_CLUSTER_MAX)
+        await self._submit_writes(sc)
+        if sc.nr_writeback and sc.nr_writeback >= sc.nr_taken >> (DEF_PRIORITY - sc.priority):
+            await self.page_alloc.progress.wait(HZ_OVER_10, sc.current.nice)
+
+    async def _submit_writes(self, sc: ScanControl) -> None:
+        """`blk_flush_plug`, before every sleep: a page under writeback whose write nobody submits would never end."""
         if sc.writes:
             writes, sc.writes = sc.writes, []
             await self.swap_io.swap_writepages(writes, sc.current.nice)
-        if sc.nr_writeback and sc.nr_writeback >= sc.nr_taken >> (DEF_PRIORITY - sc.priority):
-            await self.page_alloc.progress.wait(HZ_OVER_10, sc.current.nice)
 
     def get_scan_count(self) -> tuple[int, int, int]:
         """How to share the scan between anonymous pages and page cache: two numerators and a denominator (3.6).
