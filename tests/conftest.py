@@ -13,6 +13,10 @@ import shutil
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
+settings.load_profile("reproducible")
 
 ALLOWED_SKIPS = {
     "/dev/nbd0": "a container has no nbd block devices, and loading the module changes the machine for everybody",

@@ -60,6 +60,8 @@ class Kswapd:
         """Scan at falling priority until the zone is balanced; start over after each round of progress."""
         priority = DEF_PRIORITY
         sc = ScanControl(GFP_KERNEL, self.task, 1 << 62)
+        if self.zone.all_unreclaimable:
+            await self._try_unreclaimable(sc)
         while not self._balanced():
             sc.priority = priority
             reclaimed_before = sc.nr_reclaimed
@@ -76,6 +78,15 @@ class Kswapd:
                 await self.vmscan.page_alloc.progress.wait(HZ_OVER_50)
         if self.vmscan.pfmemalloc_wait:
             self.vmscan.pfmemalloc_wait.wake_all()
+
+    async def _try_unreclaimable(self, sc: ScanControl) -> None:
+        """The one pass that a zone already given up on still gets; a page freed by it makes the zone reclaimable.
+
+        Throttled tasks wake kswapd again at once, and the kernel would spin between them; here it lets time pass.
+        """
+        await self.vmscan.shrink_zone(sc, direct=False)
+        if self.zone.all_unreclaimable:
+            await self.vmscan.page_alloc.progress.wait(HZ_OVER_50)
 
     def _note_unreclaimable(self) -> None:
         zone = self.zone

@@ -140,7 +140,7 @@ class PageAllocator:
             return page
         if not did_some_progress and gfp_mask & GFP_FS and not gfp_mask & GFP_NORETRY:
             self.out_of_memory(current)
-        if not gfp_mask & GFP_NORETRY and not current.fatal_signal:
+        if not gfp_mask & GFP_NORETRY:
             await self.progress.wait(HZ_OVER_50, current.nice)
         return self._alloc_without_reclaim(gfp_mask, current)
 

@@ -76,8 +76,8 @@ class KmemCache:
             if slab is None:
                 break
             taken.append(slab)
-            if slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True):
-                more = min(slab.free, count - len(taken))
+            more = min(slab.free, count - len(taken))
+            if more and slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True, count=more):
                 slab.free -= more
                 self.inuse += more
                 taken.extend([slab] * more)
@@ -106,12 +106,12 @@ class KmemCache:
         for slab in [slab for slab in self._partial if slab.free == slab.objects]:
             self._discard(slab)
 
-    def _may_take(self, slab: Slab, gfp_mask: int, current: Task, *, fast: bool = False) -> bool:
+    def _may_take(self, slab: Slab, gfp_mask: int, current: Task, *, fast: bool = False, count: int = 1) -> bool:
         """`pfmemalloc_match`; with patch 03 the fast path does not ask."""
         if not slab.pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
             return True
         if fast and self._switches.slub_unchecked_fast_path:
-            self._vmstat.slab_pfmemalloc_leaked += 1
+            self._vmstat.slab_pfmemalloc_leaked += count
             return True
         return False
 

@@ -86,12 +86,19 @@ class Vmscan:
         vmstat.nr_throttled += 1
         try:
             if not gfp_mask & GFP_FS:
-                await self.pfmemalloc_wait.wait(HZ)
+                await self._wait_at_most_hz(current)
                 return
             while not current.fatal_signal and not self.pfmemalloc_watermark_ok():
                 await self.pfmemalloc_wait.wait()
         finally:
             vmstat.nr_throttled -= 1
+
+    async def _wait_at_most_hz(self, current: Task) -> None:
+        """`wait_event_interruptible_timeout`: being woken is not enough, the reserve must be there or the time over."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + HZ
+        while (left := deadline - clock()) > 0 and not current.fatal_signal and not self.pfmemalloc_watermark_ok():
+            await self.pfmemalloc_wait.wait(left)
 
     async def try_to_free_pages(self, gfp_mask: int, current: Task) -> int:
         """Direct reclaim: pages reclaimed, or 1 if it is still worth trying, or 0 if only the OOM killer is left."""
@@ -117,11 +124,15 @@ class Vmscan:
     async def shrink_zone(self, sc: ScanControl, *, direct: bool) -> None:
         """One pass over the lists at `sc.priority`. It starts writes as it goes, and so may wait for a request; at
         its end it waits for progress if all it met was under writeback.
+
+        In a zone already given up on, kswapd still looks at a few pages whatever the priority (`force_scan`).
         """
         zone = self.zone
         anon, file, denominator = self.get_scan_count()
         nr_active = (len(zone.active_anon) >> sc.priority) * anon // denominator
         nr_inactive = (len(zone.inactive_anon) >> sc.priority) * anon // denominator
+        if zone.all_unreclaimable and not direct:
+            nr_active, nr_inactive = max(nr_active, SWAP_CLUSTER_MAX), max(nr_inactive, SWAP_CLUSTER_MAX)
         if file:
             self.shrink_file_list(-(-(len(zone.file) >> sc.priority) * file // denominator), sc, direct=direct)
         sc.nr_taken = sc.nr_writeback = 0
@@ -134,9 +145,7 @@ class Vmscan:
             if nr_inactive > 0:
                 self.shrink_inactive_list(min(nr_inactive, SWAP_CLUSTER_MAX), sc, direct=direct)
                 nr_inactive -= SWAP_CLUSTER_MAX
-                if sc.writes:
-                    writes, sc.writes = sc.writes, []
-                    await self.swap_io.swap_writepages(writes, sc.current.nice)
+                await self._submit_writes(sc)
             if sc.nr_reclaimed >= sc.nr_to_reclaim and sc.priority < DEF_PRIORITY:
                 break
             if sc.nr_taken >= resched_at:
@@ -146,6 +155,12 @@ class Vmscan:
             self.shrink_active_list(SWAP_CLUSTER_MAX)
         if sc.nr_writeback and sc.nr_writeback >= sc.nr_taken >> (DEF_PRIORITY - sc.priority):
             await self.page_alloc.progress.wait(HZ_OVER_10, sc.current.nice)
+
+    async def _submit_writes(self, sc: ScanControl) -> None:
+        """`blk_flush_plug`: a page under writeback whose write nobody submits would stay so for ever."""
+        if sc.writes:
+            writes, sc.writes = sc.writes, []
+            await self.swap_io.swap_writepages(writes, sc.current.nice)
 
     def get_scan_count(self) -> tuple[int, int, int]:
         """How to share the scan between anonymous pages and page cache: two numerators and a denominator (3.6).

@@ -1,0 +1,73 @@
+"""A count of everything on a node: each page in exactly one place, each slot accounted for, each counter right."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from testbed.mm.memory import Vma
+from testbed.mm.node import Node
+from testbed.mm.page import Page
+from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.swapfile import SWAP_HAS_CACHE, SWAP_MAP_BAD
+
+
+def slabs_of(cache: KmemCache, objects: Iterable[Slab]) -> set[Slab]:
+    """The slabs of `cache`: full ones are known only by the objects in use, which are `objects`."""
+    slabs = {slab for slab in objects if slab.cache is cache} | set(cache._partial)
+    if cache._cpu_slab is not None:
+        slabs.add(cache._cpu_slab)
+    return slabs
+
+
+def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -> None:
+    """Every page is free, in a slab, on an LRU list, in the page cache or held; none twice, none lost."""
+    zone = node.zone
+    in_use = [*objects, *(slab for slab, _used in node.swap_cache._nodes.values())]
+    slab_pages: list[Page] = []
+    for cache in node.caches.values():
+        slabs = slabs_of(cache, in_use)
+        assert len(slabs) == cache.nr_slabs
+        assert cache.inuse == sum(slab.objects - slab.free for slab in slabs)
+        assert cache.inuse == sum(slab.cache is cache for slab in in_use)
+        assert all(slab.partial == (slab in cache._partial) for slab in slabs)
+        slab_pages += [slab.page for slab in slabs]
+    anon = [*zone.active_anon, *zone.inactive_anon]
+    everywhere = [*zone.free, *slab_pages, *anon, *zone.file, *held]
+    assert len(everywhere) == zone.managed
+    assert len(set(everywhere)) == zone.managed
+    assert all(page.lru for page in anon)
+    assert all(page.active for page in zone.active_anon)
+    assert not any(page.active for page in zone.inactive_anon)
+    assert not any(page.lru or page.swap_entry or page.writeback for page in zone.free)
+    vmstat = node.vmstat
+    assert vmstat.pgalloc - vmstat.pgfree == zone.managed - len(zone.free)
+    assert vmstat.nr_slab_unreclaimable == len(slab_pages)
+    assert vmstat.nr_writeback == sum(page.writeback for page in anon)
+
+
+def check_swap(node: Node, vmas: Collection[Vma]) -> None:
+    """The swap map agrees with the ptes and with the swap cache, which agrees with its pages."""
+    swap, cache = node.swap, node.swap_cache
+    references = [0] * len(swap.swap_map)
+    for vma in vmas:
+        present = [(index, pte) for index, pte in enumerate(vma.ptes) if isinstance(pte, Page)]
+        assert all(page.mapping is vma and page.index == index for index, page in present)
+        assert len({page for _index, page in present}) == len(present)
+        for pte in vma.ptes:
+            if isinstance(pte, int):
+                references[pte] += 1
+    for slot, count in enumerate(swap.swap_map):
+        expected = SWAP_MAP_BAD if slot == 0 else references[slot] | (SWAP_HAS_CACHE if slot in cache.pages else 0)
+        assert count == expected
+    assert swap.inuse_pages == sum(map(bool, swap.swap_map)) - 1
+    assert all(page.swap_entry == slot for slot, page in cache.pages.items())
+    assert cache.radix_tree_node.inuse == len({slot >> 6 for slot in cache.pages})
+    for page in [*node.zone.active_anon, *node.zone.inactive_anon]:
+        assert page.dirty or page.writeback or page.locked or page.swap_entry
+        assert page.mapping is not None or page.swap_entry
+
+
+def check_rss(vmas: Collection[Vma]) -> None:
+    """A task's rss is the number of its pages in memory (each task here has one mapping)."""
+    for vma in vmas:
+        assert vma.owner.rss == sum(isinstance(pte, Page) for pte in vma.ptes)

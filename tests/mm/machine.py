@@ -1,0 +1,124 @@
+"""A machine for the tests: a memory node, and a swap area that is a bytearray behind a simulated delay."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from testbed.mm.gfp import ALLOC_NO_WATERMARKS
+from testbed.mm.node import Node
+from testbed.mm.page import Page
+from testbed.mm.page_io import SwapIO
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.patches import Switches
+
+VANILLA = Switches.of(())
+SERIES = Switches()
+MIB = 1 << 20
+
+
+def without(**switches: bool) -> Switches:
+    """The whole series but for the switches given."""
+    return replace(SERIES, **switches)
+
+
+def only(**switches: bool) -> Switches:
+    """No patch but those given."""
+    return replace(VANILLA, **switches)
+
+
+class FakeSwapDevice:
+    """Completes each call after `delay` seconds, or never if that is None.
+
+    With `error` set, requests end with it and move no data.
+    """
+
+    swap_io: SwapIO
+
+    def __init__(self, pages: int, delay: float | None) -> None:
+        self.store = bytearray(pages * PAGE_SIZE)
+        self.delay = delay
+        self.error = 0
+        self.writes = 0
+        self.reads = 0
+        self.pending: list[tuple[bool, list[Page]]] = []
+
+    async def submit_write(self, pages: Sequence[Page], nice: int) -> None:
+        self.writes += len(pages)
+        self._submit(True, list(pages))
+
+    async def submit_read(self, pages: Sequence[Page], nice: int) -> None:
+        self.reads += len(pages)
+        self._submit(False, list(pages))
+
+    def _submit(self, write: bool, pages: list[Page]) -> None:
+        request = (write, pages)
+        self.pending.append(request)
+        if self.delay is not None:
+            asyncio.get_running_loop().call_later(self.delay, self.complete, request)
+
+    def complete(self, request: tuple[bool, list[Page]], error: int | None = None) -> None:
+        """End a pending request now."""
+        write, pages = request
+        error = self.error if error is None else error
+        self.pending = [other for other in self.pending if other is not request]
+        for page in pages if not error else ():
+            offset = page.swap_entry * PAGE_SIZE
+            if write:
+                self.store[offset : offset + PAGE_SIZE] = page.buffer
+            else:
+                page.buffer[:] = self.store[offset : offset + PAGE_SIZE]
+        if write:
+            self.swap_io.end_write(pages, error)
+        else:
+            self.swap_io.end_read(pages, error)
+
+
+class Machine:
+    """A node of `pages` pages over `device`."""
+
+    def __init__(
+        self,
+        pages: int = 1024,
+        switches: Switches = SERIES,
+        *,
+        swap_pages: int = 8192,
+        delay: float | None = 0.001,
+        min_free_kbytes: int | None = None,
+        page_cache: int = 0,
+    ) -> None:
+        self.device = FakeSwapDevice(swap_pages, delay)
+        self.node = Node(
+            memoryview(bytearray(pages * PAGE_SIZE)),
+            self.device,
+            swap_pages,
+            switches,
+            min_free_kbytes=min_free_kbytes,
+            page_cache=page_cache,
+        )
+        self.device.swap_io = self.node.swap_io
+        self.held: list[Page] = []
+
+    @property
+    def free(self) -> int:
+        """NR_FREE_PAGES."""
+        return self.node.zone.nr_free_pages
+
+    def drain(self, free: int) -> None:
+        """Hold pages until only `free` are left."""
+        while self.free > free:
+            page = self.node.page_alloc.get_page_from_freelist(0, ALLOC_NO_WATERMARKS)
+            assert page is not None
+            self.held.append(page)
+
+    def give_back(self, count: int | None = None) -> None:
+        """Free `count` of the pages held, or all."""
+        count = len(self.held) if count is None else count
+        pages = [self.held.pop() for _ in range(count)]
+        self.node.page_alloc.free_pages(pages)
+
+
+def machine_64m(switches: Switches = SERIES, **options: float | None) -> Machine:
+    """64 MiB: min 256, low 320, high 384 pages."""
+    return Machine(16384, switches, **options)  # type: ignore[arg-type]

@@ -1,0 +1,103 @@
+"""kswapd: when it may sleep, what it does before, and how it treats a zone it cannot reclaim."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from testbed.mm.gfp import GFP_KERNEL
+from testbed.mm.memory import Vma
+from testbed.mm.sched import Task
+from tests.mm.machine import Machine, machine_64m
+from tests.virtual_time import simulate
+
+
+@pytest.mark.parametrize(("free", "may_sleep"), [(385, True), (384, False)])
+def test_kswapd_sleeps_only_above_high(free: int, may_sleep: bool) -> None:
+    machine = machine_64m()
+    machine.drain(free)
+    assert machine.node.kswapd.prepare_kswapd_sleep() == may_sleep
+
+
+def test_kswapd_refuses_to_sleep_and_wakes_whoever_is_throttled() -> None:
+    async def main() -> None:
+        machine = machine_64m()
+        waiter = asyncio.create_task(machine.node.vmscan.pfmemalloc_wait.wait())
+        await asyncio.sleep(0)
+        assert not machine.node.kswapd.prepare_kswapd_sleep()
+        await asyncio.sleep(0)
+        assert waiter.done()
+        assert machine.node.kswapd.prepare_kswapd_sleep()
+
+    simulate(main())
+
+
+def test_kswapd_reclaims_up_to_high_and_then_sleeps() -> None:
+    async def main() -> None:
+        machine = machine_64m(page_cache=8000)
+        node = machine.node
+        machine.drain(300)
+        asyncio.create_task(node.kswapd.run())  # noqa: RUF006
+        await asyncio.sleep(1)
+        assert 384 < machine.free < 384 + 4096
+        runs, stolen = node.vmstat.pageoutrun, node.vmstat.pgsteal_kswapd
+        await asyncio.sleep(60)
+        assert (node.vmstat.pageoutrun, node.vmstat.pgsteal_kswapd) == (runs, stolen)
+        assert stolen > 0
+        assert node.vmstat.pgsteal_direct == 0
+
+    simulate(main())
+
+
+def test_a_sleeping_kswapd_leaves_no_throttled_task_behind() -> None:
+    async def main() -> None:
+        machine = Machine()
+        node = machine.node
+        asyncio.create_task(node.kswapd.run())  # noqa: RUF006
+        for free in (10, 30, 20, 0):
+            await asyncio.sleep(5)
+            machine.drain(free)
+            sleeper = asyncio.create_task(node.vmscan.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
+            await asyncio.sleep(0)
+            assert not sleeper.done()
+            machine.give_back()
+            await asyncio.sleep(0.2)
+            assert sleeper.done()
+
+    simulate(main())
+
+
+def test_a_zone_given_up_on_is_scanned_again_when_writes_complete_after_all() -> None:
+    """A silent server makes every page unreclaimable; when it answers after all, throttled tasks must go on."""
+
+    async def main() -> None:
+        machine = Machine(delay=None)
+        node = machine.node
+        kswapd = asyncio.create_task(node.kswapd.run())
+        tasks = [Task(f"user{number}") for number in range(4)]
+        vmas = [Vma(task, 1000) for task in tasks]
+        done = []
+
+        async def write(task: Task, vma: Vma) -> None:
+            for index in range(1000):
+                await node.memory.handle_mm_fault(task, vma, index, write=True)
+            done.append(task)
+
+        for task, vma in zip(tasks, vmas, strict=True):
+            asyncio.create_task(write(task, vma))  # noqa: RUF006
+        await asyncio.sleep(120)
+        machine.drain(node.zone.watermarks.min // 2)
+        await asyncio.sleep(120)
+        assert not done
+        assert node.zone.all_unreclaimable
+        assert machine.device.pending
+        machine.device.delay = 0.001
+        for request in list(machine.device.pending):
+            machine.device.complete(request)
+        async with asyncio.timeout(600):
+            while len(done) < 4:
+                await asyncio.sleep(1)
+        kswapd.cancel()
+
+    simulate(main())
