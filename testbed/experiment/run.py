@@ -51,6 +51,8 @@ READY_TIMEOUT_S = 30.0
 CANARY_TIMEOUT_S = 5.0
 CANARY_QUIET_S = 1.0
 FINISH_TIMEOUT_S = 30.0
+CONFIRM_STALLS = 6
+"""Stall limits for which a client that stalled is watched after the floods have stopped."""
 CANARY_BEFORE = 50
 CANARY_AFTER_MARGIN = 64
 CANARY_SECONDS = 0.5
@@ -261,23 +263,29 @@ class _Run:
         self._until(lambda: all(flood.stopped for flood in self.floods if flood.started), CANARY_TIMEOUT_S)
 
     def _confirm_stalls(self) -> None:
-        """Watch stalled clients for as long again, now that no flood is left to starve them."""
-        stopped = max((flood.stopped for flood in self.floods if flood.stopped), default=None)
+        """Watch stalled clients for as long again, now that no flood is left to starve them.
+
+        One that moves and then stops once more is watched from there; one that goes on is left alone after a while.
+        """
+        stopped = max((flood.stopped for flood in self.floods if flood.stopped), default=time.monotonic())
         stalled = [client for client in self.clients if client.stall is not None]
-        since = time.monotonic()
-        for client in stalled:
-            assert client.stall is not None
-            noticed = client.stall.noticed
-            client.stall = Stall(client.stall.last_moved, noticed, stopped or noticed.time, noticed)
-            since = max(since, stopped or noticed.time)
         self._until(
-            lambda: all(client.latest.time >= since + self.limits.stall for client in stalled),
-            self.limits.stall + CANARY_TIMEOUT_S,
+            lambda: sum(self._confirmed(client, stopped) for client in stalled) == len(stalled),
+            CONFIRM_STALLS * self.limits.stall,
         )
-        for client in stalled:
-            assert client.stall is not None
-            stall = client.stall
-            client.stall = Stall(stall.last_moved, stall.noticed, stall.flood_stopped, client.latest)
+
+    def _confirmed(self, client: _Client, stopped: float) -> bool:
+        """Whether a stalled client has been watched to the end: still for a stall limit without flood, or finished."""
+        assert client.stall is not None
+        assert client.last_moved is not None
+        noticed = client.stall.noticed
+        if client.last_moved.time > noticed.time and client.stalled_for() >= self.limits.stall:
+            noticed = client.latest
+            self._say("stalled again", {"client": client.plan.name})
+            client.stall = Stall(client.last_moved, noticed, stopped, noticed)
+        client.stall = Stall(client.stall.last_moved, noticed, stopped, client.latest)
+        still = client.last_moved.time <= noticed.time
+        return client.ended or (still and client.latest.time >= max(stopped, noticed.time) + self.limits.stall)
 
     def _canary(self, client: _Client, count: int) -> Canary:
         """Send `count` datagrams, and wait until all have been read or no more come."""

@@ -47,6 +47,9 @@ WIRE, INNER, HOST_INTERFACE = "wire0", "inner0", "eth0"
 SAMPLE_INTERVAL = 0.1
 CONNECT_TIMEOUT = 10.0
 SETTLE_TIMEOUT = 5.0
+SO_SNDBUFFORCE = 32
+REAL_SEND_BUFFER = 4 << 20
+"""More than the model ever lets be queued, bytes."""
 CANARY_RCVBUF = 212992
 PAGE_CACHE_SHARE = 16
 """One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
@@ -176,6 +179,7 @@ class SwapClient:
         swap = self.plan.swap
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(self.swap_sk.rcvbuf * 0.3))
+        real.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, REAL_SEND_BUFFER)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         real.settimeout(CONNECT_TIMEOUT)
         try:

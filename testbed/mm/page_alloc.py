@@ -22,7 +22,7 @@ from testbed.mm.gfp import (
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
 from testbed.mm.vmstat import VmStat
-from testbed.mm.wait import WaitQueue
+from testbed.mm.wait import RunQueue, WaitQueue
 from testbed.mm.zone import Zone, zone_watermark_ok
 from testbed.patches import Switches
 
@@ -42,7 +42,8 @@ class PageAllocator:
         self.zone = zone
         self.vmstat = vmstat
         self.switches = switches
-        self.progress = WaitQueue()
+        self.run_queue = RunQueue()
+        self.progress = WaitQueue(self.run_queue)
         self.wakeup_kswapd: Callable[[], None] = _nothing
         self.try_to_free_pages: Callable[[int, Task], Awaitable[int]] = _no_reclaim
         self.out_of_memory: Callable[[Task], None] = _no_oom_killer
@@ -120,7 +121,9 @@ class PageAllocator:
         if page is not None:
             return page
         self.wakeup_kswapd()
-        await asyncio.sleep(0)
+        if current.nice >= 0:
+            await asyncio.sleep(0)
+            await self.run_queue.let_favoured_run(current.nice)
         page = self._alloc_below_low(gfp_mask, current)
         while page is None:
             if not gfp_mask & GFP_WAIT or current.pf_memalloc or (current.memdie and not gfp_mask & GFP_NOFAIL):
@@ -135,6 +138,7 @@ class PageAllocator:
     async def _alloc_with_direct_reclaim(self, gfp_mask: int, current: Task) -> Page | None:
         """`__alloc_pages_direct_reclaim`, then the OOM killer or a short wait before the caller tries again."""
         did_some_progress = await self.try_to_free_pages(gfp_mask, current)
+        await self.run_queue.let_favoured_run(current.nice)
         page = self._alloc_below_low(gfp_mask, current)
         if page is not None:
             return page
@@ -142,6 +146,7 @@ class PageAllocator:
             self.out_of_memory(current)
         if not gfp_mask & GFP_NORETRY:
             await self.progress.wait(HZ_OVER_50, current.nice)
+            await self.run_queue.let_favoured_run(current.nice)
         return self._alloc_without_reclaim(gfp_mask, current)
 
     def free_pages(self, pages: Iterable[Page]) -> None:

@@ -6,12 +6,30 @@ import asyncio
 from collections import deque
 
 
-class WaitQueue:
-    """A kernel wait queue. A sleeper with a lower `nice` is woken first, as the scheduler would run it first."""
+class RunQueue:
+    """What the scheduler's priorities come to here: how many favoured tasks (nice below 0) are woken but have not run.
 
-    __slots__ = ("_favoured", "_ordinary")
+    An ordinary task that is about to take scarce memory first lets them run, as they would preempt it.
+    """
+
+    __slots__ = ("favoured",)
 
     def __init__(self) -> None:
+        self.favoured = 0
+
+    async def let_favoured_run(self, nice: int) -> None:
+        """Step aside while a favoured task is runnable, unless the caller is one."""
+        while nice >= 0 and self.favoured:
+            await asyncio.sleep(0)
+
+
+class WaitQueue:
+    """A kernel wait queue. A sleeper with a `nice` below 0 is woken first and runs before ordinary tasks."""
+
+    __slots__ = ("_favoured", "_ordinary", "_run_queue")
+
+    def __init__(self, run_queue: RunQueue | None = None) -> None:
+        self._run_queue = run_queue or RunQueue()
         self._favoured: deque[asyncio.Future[bool]] = deque()
         self._ordinary: deque[asyncio.Future[bool]] = deque()
 
@@ -29,13 +47,14 @@ class WaitQueue:
         while queue and queue[0].done():
             queue.popleft()
         queue.append(sleeper)
-        if timeout is None:
-            return await sleeper
-        timer = loop.call_later(timeout, _expire, sleeper)
+        timer = None if timeout is None else loop.call_later(timeout, _expire, sleeper)
         try:
             return await sleeper
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+            if nice < 0 and not sleeper.cancelled() and sleeper.result():
+                self._run_queue.favoured -= 1
 
     def wake(self, count: int) -> None:
         """`wake_up_nr`: wake up to `count` sleepers, favoured ones first."""
@@ -44,6 +63,7 @@ class WaitQueue:
                 sleeper = queue.popleft()
                 if not sleeper.done():
                     sleeper.set_result(True)
+                    self._run_queue.favoured += queue is self._favoured
                     count -= 1
 
     def wake_all(self) -> None:

@@ -54,7 +54,7 @@ class TcpSendQueue:
         self.sndbuf = sndbuf
         self.wmem_queued = 0
         self.write_seq = 0
-        self.sk_wmem_wait = WaitQueue()
+        self.sk_wmem_wait = WaitQueue(self.page_alloc.run_queue)
         self._queue: deque[TxSkb] = deque()
 
     async def tcp_sendmsg(self, size: int, current: Task, push: Callable[[], None]) -> None:
@@ -121,9 +121,9 @@ class TcpSendQueue:
         pages: list[Page] = []
         while queue and queue[0].end <= acked:
             pages += self._unlink(queue.popleft())
-        self.page_alloc.free_pages(pages)
         if self.wmem_queued < self.sndbuf:
             self.sk_wmem_wait.wake_all()
+        self.page_alloc.free_pages(pages)
 
     def _unlink(self, skb: TxSkb) -> list[Page]:
         self.wmem_queued -= skb.truesize
