@@ -35,12 +35,12 @@ def test_kswapd_refuses_to_sleep_and_wakes_whoever_is_throttled() -> None:
 
 def test_kswapd_reclaims_up_to_high_and_then_sleeps() -> None:
     async def main() -> None:
-        machine = machine_64m(page_cache=8000)
+        machine = machine_64m(page_cache=1000)
         node = machine.node
         machine.drain(300)
         asyncio.create_task(node.kswapd.run())  # noqa: RUF006
         await asyncio.sleep(1)
-        assert 384 < machine.free < 384 + 4096
+        assert 384 < machine.free < 384 + 512
         runs, stolen = node.vmstat.pageoutrun, node.vmstat.pgsteal_kswapd
         await asyncio.sleep(60)
         assert (node.vmstat.pageoutrun, node.vmstat.pgsteal_kswapd) == (runs, stolen)

@@ -232,7 +232,7 @@ class VanillaNodeMachine(NodeMachine):
     switches = VANILLA
 
 
-PROFILE = settings(max_examples=60, stateful_step_count=50)
+PROFILE = settings(max_examples=40, stateful_step_count=50)
 TestNode = NodeMachine.TestCase
 TestNode.settings = PROFILE
 TestStrictNode = StrictNodeMachine.TestCase
