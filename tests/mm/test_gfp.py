@@ -47,7 +47,8 @@ def allowed(gfp_mask: int, task: Task, switches: Switches) -> bool:
 
 
 EVERYBODY = [
-    context(kind, pf_memalloc, memdie) for kind, pf_memalloc, memdie in itertools.product(CONTEXTS, (0, 1), (0, 1))
+    context(kind, pf_memalloc, memdie)
+    for kind, pf_memalloc, memdie in itertools.product(CONTEXTS, (False, True), (False, True))
 ]
 ALL_SWITCHES = [SERIES, VANILLA, P04, P05]
 

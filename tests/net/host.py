@@ -1,4 +1,4 @@
-"""The receive side of a host for the tests: the watermarks of 64 MiB unless said otherwise, a ring, sockets, a tally."""
+"""The receive side of a host for tests: the watermarks of 64 MiB if not told otherwise, a ring, sockets, a tally."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ class ReceiveMachine(RuleBasedStateMachine):
     )
     def receive(self, kinds: list[str], gso: bool, data: st.DataObject) -> None:
         host = self.host
-        receivers: list[Receiver] = [{"udp": host.udp, "tcp": host.swap}.get(kind) for kind in kinds]
+        by_kind: dict[str, Receiver] = {"udp": host.udp, "tcp": host.swap}
+        receivers = [by_kind.get(kind) for kind in kinds]
         protocols = [{"arp": ETH_P_ARP, "ipx": ETH_P_IPX}.get(kind, ETH_P_IP) for kind in kinds]
         batch = RxBatch(protocols, receivers, kinds)
         segments = [1] * len(kinds)
