@@ -101,3 +101,26 @@ def test_a_zone_given_up_on_is_scanned_again_when_writes_complete_after_all() ->
         kswapd.cancel()
 
     simulate(main())
+
+
+def test_kswapd_wakes_throttled_tasks_before_the_zone_is_balanced() -> None:
+    async def main() -> None:
+        machine = machine_64m()
+        machine.device.delay = None
+        node = machine.node
+        vma = Vma(Task("owner"), 600)
+        for index in range(600):
+            await node.memory.handle_mm_fault(vma.owner, vma, index, write=True)
+        node.vmscan.shrink_active_list(600)
+        machine.drain(120)
+        asyncio.create_task(node.kswapd.run())  # noqa: RUF006
+        sleeper = asyncio.create_task(node.vmscan.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
+        await asyncio.sleep(0.5)
+        assert not sleeper.done()
+        machine.give_back(60)
+        await asyncio.sleep(0.05)
+        assert not node.zone.all_unreclaimable
+        assert node.zone.nr_free_pages < node.zone.watermarks.low
+        assert sleeper.done()
+
+    simulate(main())
