@@ -99,7 +99,7 @@ def _refuse_unmet(on: frozenset[int], off: frozenset[int]) -> None:
     while grown := {n for n in on - closure if PATCHES[n].depends_on & closure and not PATCHES[n].acts_on}:
         closure |= grown
     base = min(min(PATCHES[number].depends_on & off) for number in orphans)
-    names = ", ".join(map(str, sorted(orphans)))
+    names = ", ".join(str(number) for number in sorted(orphans) if base in PATCHES[number].depends_on)
     wanted = ",".join(map(str, sorted(closure)))
     raise PatchError(
         f"patch {names} builds on patch {base}, which is off: use --without {wanted}, or --force to leave it on"

@@ -266,3 +266,4 @@ class NetDevice:
         for tap in self.ptype_all:
             self.skb_memory.kfree_skbs(list(tap.receive_queue))
             tap.receive_queue.clear()
+            tap.rmem_alloc = 0

@@ -87,21 +87,35 @@ class SkbMemory:
     def alloc_rx_skbs(self, count: int, gfp_mask: int, current: Task, memalloc_socks: int) -> list[SkBuff]:
         """`netdev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
 
-        With patch 09, and while there are SOCK_MEMALLOC sockets, these requests carry __GFP_MEMALLOC.
+        With patch 09, and while there are SOCK_MEMALLOC sockets, these requests carry __GFP_MEMALLOC. When memory is
+        low they are made a slab of heads at a time: heads for the whole ring would leave none for any data.
         """
         rx_memalloc = self.switches.skb_pfmemalloc and memalloc_socks > 0
         if rx_memalloc:
             gfp_mask |= GFP_MEMALLOC
+        zone = self.node.zone
+        plenty = zone.nr_free_pages - count > zone.watermarks.low
+        chunk = count if plenty else self.skbuff_head_cache.objects_per_slab
+        skbs: list[SkBuff] = []
+        while len(skbs) < count:
+            wanted = min(chunk, count - len(skbs))
+            taken = self._alloc_rx_chunk(wanted, gfp_mask, current)
+            skbs += taken
+            if len(taken) < wanted:
+                break
+        failed = count - len(skbs)
+        self.netstat.alloc_rx_buff += len(skbs)
+        self.netstat.alloc_rx_buff_failed += failed
+        if not rx_memalloc:
+            self.netstat.rx_skb_reserve_refused += failed
+        return skbs
+
+    def _alloc_rx_chunk(self, count: int, gfp_mask: int, current: Task) -> list[SkBuff]:
         heads = self.skbuff_head_cache.alloc_bulk(count, gfp_mask, current)
         data, pfmemalloc = self.kmalloc_reserve(self.rx_cache, len(heads), gfp_mask, current)
         for head in heads[len(data) :]:
             self.skbuff_head_cache.free(head)
-        netstat = self.netstat
-        netstat.alloc_rx_buff += len(data)
-        netstat.alloc_rx_buff_failed += count - len(data)
-        netstat.rx_skb_pfmemalloc += pfmemalloc
-        if not rx_memalloc:
-            netstat.rx_skb_reserve_refused += count - len(data)
+        self.netstat.rx_skb_pfmemalloc += pfmemalloc
         ordinary = len(data) - pfmemalloc
         truesize = self.rx_truesize
         return [

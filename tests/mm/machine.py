@@ -119,6 +119,6 @@ class Machine:
         self.node.page_alloc.free_pages(pages)
 
 
-def machine_64m(switches: Switches = SERIES, **options: float | None) -> Machine:
-    """64 MiB: min 256, low 320, high 384 pages."""
-    return Machine(16384, switches, **options)  # type: ignore[arg-type]
+def machine_64m(switches: Switches = SERIES, *, page_cache: int = 0) -> Machine:
+    """The watermarks of 64 MiB (min 256, low 320, high 384 pages) on an eighth of the memory, which is quicker."""
+    return Machine(2048, switches, min_free_kbytes=1024, page_cache=page_cache)

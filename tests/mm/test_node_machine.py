@@ -67,8 +67,9 @@ class NodeMachine(RuleBasedStateMachine):
 
     switches: Switches = SERIES
 
-    @initialize(page_cache=st.sampled_from([0, 30]))
-    def boot(self, page_cache: int) -> None:
+    @initialize(page_cache=st.sampled_from([0, 30]), free=st.sampled_from([4, 14, 24, 36, 100]))
+    def boot(self, page_cache: int, free: int) -> None:
+        """Users have written much more than fits by the time the random operations begin."""
         self.loop = VirtualTimeLoop()
         self.machine = Machine(
             RAM_PAGES, self.switches, swap_pages=700, delay=None, min_free_kbytes=128, page_cache=page_cache
@@ -78,7 +79,11 @@ class NodeMachine(RuleBasedStateMachine):
         self.users = [User(number) for number in range(USERS)]
         self.node.oom_killer.tasks |= {user.vma.owner for user in self.users}
         self.kswapd = self.loop.create_task(self.node.kswapd.run())
-        self.let_time_pass(0.001)
+        for user in self.users:
+            user.work = self.loop.create_task(self._touch(user, range(PAGES_EACH), True))
+        for _ in range(40):
+            self.complete_all()
+        self.machine.drain(free)
 
     def let_time_pass(self, seconds: float) -> None:
         self.loop.run_until_complete(asyncio.sleep(seconds))
@@ -227,7 +232,7 @@ class VanillaNodeMachine(NodeMachine):
     switches = VANILLA
 
 
-PROFILE = settings(max_examples=20, stateful_step_count=40)
+PROFILE = settings(max_examples=40, stateful_step_count=50)
 TestNode = NodeMachine.TestCase
 TestNode.settings = PROFILE
 TestStrictNode = StrictNodeMachine.TestCase

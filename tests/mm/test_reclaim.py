@@ -123,3 +123,19 @@ def test_a_reclaimer_that_is_cancelled_leaves_no_page_under_writeback_for_ever(t
         assert node.pages_leaked() == 0
 
     simulate(main())
+
+
+def test_a_direct_reclaimer_is_pf_memalloc_for_as_long_as_it_reclaims() -> None:
+    async def main() -> None:
+        machine = Machine(delay=None)
+        node = machine.node
+        await populate(machine, 700)
+        task = Task("user")
+        reclaim = asyncio.create_task(node.vmscan.try_to_free_pages(GFP_KERNEL, task))
+        await asyncio.sleep(0)
+        assert not reclaim.done()
+        assert task.pf_memalloc
+        await reclaim
+        assert not task.pf_memalloc
+
+    simulate(main())

@@ -1,0 +1,110 @@
+"""The classifier: whose a frame is, and what it says of the swap connection's stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Packet
+
+from testbed.hosts.classifier import Classifier
+from testbed.net.dev import ETH_P_ARP, ETH_P_IP
+from testbed.net.sock import Sock
+from testbed.net.tcp_input import TcpReceiveQueue
+from tests.net.host import Host
+
+MAC, OTHER_MAC, BROADCAST = "02:00:00:00:00:01", "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff"
+SERVER, CLIENT, STRANGER = "10.0.0.9", "10.0.0.1", "10.0.0.7"
+
+
+@dataclass
+class Block:
+    """Frames as a packet ring shows them."""
+
+    headers: npt.NDArray[np.uint8]
+    vlan: npt.NDArray[np.bool_]
+    vnet: npt.NDArray[np.uint8]
+
+    @property
+    def count(self) -> int:
+        return len(self.headers)
+
+
+def block(*packets: Packet, gso: dict[int, int] | None = None, tagged: tuple[int, ...] = ()) -> Block:
+    """`gso`: segment sizes by frame number; `tagged`: frames that came with a VLAN tag."""
+    headers = np.zeros((len(packets), 128), np.uint8)
+    vlan = np.zeros((2, len(packets)), np.bool_)
+    vnet = np.zeros((len(packets), 10), np.uint8)
+    for number, packet in enumerate(packets):
+        raw = bytes(packet)[:128]
+        headers[number, : len(raw)] = np.frombuffer(raw, np.uint8)
+        vlan[1, number] = number in tagged
+        if gso and number in gso:
+            vnet[number, 1] = 1
+            vnet[number, 4:6] = np.frombuffer(gso[number].to_bytes(2, "little"), np.uint8)
+    return Block(headers, vlan, vnet)
+
+
+def ether(destination: str = MAC) -> Packet:
+    return Ether(src=OTHER_MAC, dst=destination)
+
+
+def from_server(seq: int, size: int, flags: str = "A", source: str = SERVER) -> Packet:
+    return ether() / IP(src=source, dst=CLIENT) / TCP(sport=10809, dport=4000, seq=seq, flags=flags) / (b"x" * size)
+
+
+class Setting:
+    """A classifier with a swap connection and one UDP socket on port 5000."""
+
+    def __init__(self, *, gso: bool = False) -> None:
+        host = Host()
+        self.queue: TcpReceiveQueue = host.swap
+        self.udp = Sock("prompt:5000", 1000)
+        self.classifier = Classifier(MAC, (SERVER, 10809), self.queue, {5000: self.udp}, gso=gso)
+
+
+def test_every_kind_of_frame_finds_its_receiver() -> None:
+    setting = Setting()
+    frames = block(
+        ether() / IP(src=STRANGER, dst=CLIENT) / UDP(sport=1, dport=5000),
+        ether() / IP(src=STRANGER, dst=CLIENT) / UDP(sport=1, dport=5001),
+        from_server(1, 10),
+        from_server(1, 10, source=STRANGER),
+        ether() / IP(src=STRANGER, dst=CLIENT) / ICMP(),
+        ether(BROADCAST) / ARP(),
+    )
+    batch, others = setting.classifier.classify(frames)  # type: ignore[arg-type]
+    assert batch.receivers == [setting.udp, None, setting.queue, None, None, None]
+    assert batch.names == ["prompt:5000", "udp (no socket)", "swap", "tcp", "icmp", "arp"]
+    assert batch.protocols == [ETH_P_IP] * 5 + [ETH_P_ARP]
+    assert others is None
+
+
+def test_frames_for_others_and_tagged_frames_are_told_apart() -> None:
+    setting = Setting()
+    frames = block(*(ether(mac) / ARP() for mac in (MAC, OTHER_MAC, BROADCAST, MAC)), tagged=(3,))
+    _batch, others = setting.classifier.classify(frames)  # type: ignore[arg-type]
+    assert others is not None
+    assert others.tolist() == [False, True, False, True]
+
+
+def test_stream_offsets_count_from_the_first_byte_and_survive_wrapping() -> None:
+    setting = Setting(gso=True)
+    first = 0xFFFFFF00
+    setting.classifier.classify(block(from_server(first - 1, 0, "SA")))  # type: ignore[arg-type]
+    setting.classifier.attached = True
+    setting.queue.copied_seq = 200
+    wrapped = (first + 300) & 0xFFFFFFFF
+    frames = block(
+        from_server(first, 100),
+        from_server(wrapped, 50),
+        from_server(wrapped, 0),
+        from_server(wrapped, 5000),
+        gso={3: 1000},
+    )
+    batch, _others = setting.classifier.classify(frames)  # type: ignore[arg-type]
+    assert batch.end_seq == [100, 350, 0, 5300]
+    assert batch.segments == [1, 1, 1, 5]

@@ -1,0 +1,63 @@
+"""Witnesses: each switch, thrown on a small host in shortage, shows in its own patch's row and no other's counter."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from testbed.hosts.witnesses import witnesses
+from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL
+from testbed.mm.sched import Task
+from testbed.net.tcp_output import send_control_packets
+from testbed.patches import PATCHES, Switches
+from tests.net.host import Host
+from tests.virtual_time import simulate
+
+SHOWN = sorted(number for number, patch in PATCHES.items() if not patch.acts_on and number != 14)
+
+
+def rows(switches: Switches) -> dict[str, dict[str, Any]]:
+    """Give every patch an occasion: sockets, ACKs, a softirq, receive buffers, reserve slabs, a throttled task."""
+
+    async def main() -> dict[str, dict[str, Any]]:
+        host = Host(switches)
+        node = host.machine.node
+        host.socket_memory.sk_set_memalloc(host.swap.sk)
+        send_control_packets(1, host.swap.sk, host.skb_memory, host.socket_memory, host.softirq)
+        host.warm_heads()
+        host.use_up_data()
+        host.machine.drain(90)
+        host.receive(host.swap, 40, end_seq=list(range(100, 4100, 100)))
+        host.softirq.pf_memalloc = True
+        node.caches["kmalloc-256"].alloc(GFP_ATOMIC, host.softirq)
+        node.caches["kmalloc-512"].alloc(GFP_KERNEL, Task("entitled", pf_memalloc=True))
+        node.caches["kmalloc-512"].alloc(GFP_KERNEL, Task("plain"))
+        sleeper = asyncio.create_task(node.vmscan.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
+        await asyncio.sleep(1)
+        sleeper.cancel()
+        return witnesses(node.counters(), host.netstat, (0, 0))
+
+    return simulate(main())
+
+
+@pytest.mark.parametrize("number", SHOWN)
+def test_with_the_series_every_patch_has_occasion_and_acts(number: int) -> None:
+    row = rows(Switches())[str(number)]
+    assert row["opportunity"] >= row["witness"] > 0
+    assert row["title"] == PATCHES[number].title
+
+
+@pytest.mark.parametrize("number", SHOWN)
+def test_switched_off_it_has_the_occasion_and_does_not_act(number: int) -> None:
+    off = Switches.of(set(PATCHES) - {number} - ({3} if number == 2 else set()))
+    row = rows(off)[str(number)]
+    assert row["witness"] == 0
+    assert row["opportunity"] > 0
+
+
+def test_requests_of_nbd_thread_are_patch_14s() -> None:
+    host = Host()
+    row = witnesses(host.machine.node.counters(), host.netstat, (3, 4))["14"]
+    assert (row["opportunity"], row["witness"]) == (7, 3)
