@@ -56,6 +56,7 @@ PAGE_CACHE_SHARE = 16
 TCP_INFO_BYTES_RECEIVED = 128
 TCP_MEM_SHARE = 7
 TCP_BUFFER_CEILING = 4 << 20
+LEAST_SEND_BUFFER = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +85,12 @@ def tcp_receive_limit(managed_pages: int) -> int:
 
 
 def tcp_send_limit(managed_pages: int) -> int:
-    """What SO_SNDBUF is tuned to for a short path, bytes: a quarter of what the machine would allow a long one.
+    """What SO_SNDBUF is tuned to for a short path, bytes: a quarter of what the machine would allow a long one, or a
+    few segments of 64 KiB.
 
-    With the receive ring's buffers it then fits into the half of the reserve that throttling keeps.
+    From 64 MiB of memory on it fits, with the ring's buffers, into the half of the reserve that throttling keeps.
     """
-    return tcp_receive_limit(managed_pages) // 4
+    return max(LEAST_SEND_BUFFER, tcp_receive_limit(managed_pages) // 4)
 
 
 class SwapClient:
@@ -316,6 +318,7 @@ class SwapClient:
         self.nic.detach()
         for bystander in self.sockets:
             bystander.drain(self.netdev)
+        self.receive_queue.purge()
         self.send_queue.purge()
         self.netdev.close()
         self.node.drop_caches()
