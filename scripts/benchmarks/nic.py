@@ -1,4 +1,4 @@
-"""The emulated NIC with its whole model against C and a kernel bridge: frames dropped, frames delivered, one TCP stream.
+"""The emulated NIC with its model against C and a kernel bridge: frames dropped, frames delivered, one TCP stream.
 
 Every frame goes the way it goes in a run: packet ring, classifier, descriptor ring, NAPI poll, receive path, ledger,
 refill from the emulated allocator, and on to the host's veth if the model lets it. The rows differ only in how much
@@ -24,10 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.benchmarks.lab import ENDS, MAC_B, SECONDS, Forwarding, Row, compiled_peer, forwarding_path, row, run_inside
+from scripts.benchmarks.lab import (
+    ENDS,
+    MAC_B,
+    SECONDS,
+    Forwarding,
+    Row,
+    compiled_peer,
+    forwarding_path,
+    row,
+    run_inside,
+)
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.ledger import Ledger
-from testbed.hosts.messages import Finished, Ready
+from testbed.hosts.messages import Failed, Finished, Ready
 from testbed.hosts.nic import Nic
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -243,9 +253,10 @@ def serving(path: Forwarding, main: Callable[..., None], spec: Any = None) -> It
         yield report
         host.stop()
         for message in host.messages():
-            if not isinstance(message, Finished):
+            if isinstance(message, Failed):
                 raise LabError(message.message)
-            report |= message.report
+            if isinstance(message, Finished):
+                report |= message.report
     finally:
         host.close()
 

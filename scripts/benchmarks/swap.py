@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from scripts.benchmarks.lab import Row, row
@@ -68,7 +69,7 @@ def _run() -> dict[str, float]:
     watch = Stopwatch()
     record = execute(resolve(topology(), Overrides()), frozenset(PATCHES), 1, LIMITS, watch)
     verdict = judge(record.evidence)
-    report: dict[str, Any] | None = record.evidence.clients[0].report
+    report: Mapping[str, Any] | None = record.evidence.clients[0].report
     counters = report["counters"] if report else {}
     if not counters or counters["corrupt"] or counters["finished_tasks"] != 16:
         raise LabError(f"the swap client did not finish its workload: {verdict.outcome}")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.lab.packet_ring import FrameBlock
-from testbed.net.dev import ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Receiver, RxBatch
+from testbed.net.dev import ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Kind, RxBatch
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
 
@@ -47,8 +47,9 @@ class Classifier:
         self._server_port = server[1]
         self._swap_queue = swap_queue
         self._gso = gso
-        self._receivers: list[Receiver] = [None, swap_queue, *sockets.values()]
-        self._names = ["stack", "swap", *(sk.name for sk in sockets.values())]
+        self._kinds = [Kind(ETH_P_IP, None, "ip"), Kind(ETH_P_IP, swap_queue, "swap")]
+        self._kinds += [Kind(ETH_P_IP, sk, sk.name) for sk in sockets.values()]
+        self._stack_kinds: dict[tuple[int, int], int] = {}
         self._udp_code = np.zeros(65536, np.int64)
         for code, port in enumerate(sockets, start=2):
             self._udp_code[port] = code
@@ -69,13 +70,32 @@ class Classifier:
         if has_swap:
             swap &= column(headers, 26, ">u4") == self._server
             codes[swap] = SWAP
-        names = [self._names[code] for code in codes.tolist()]
-        for index in np.flatnonzero(codes == STACK).tolist():
-            names[index] = stack_name(int(protocols[index]), int(ip_protocol[index]))
-        batch = RxBatch(protocols.tolist(), [self._receivers[code] for code in codes.tolist()], names)
+        stack = codes == STACK
+        if stack.any():
+            codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack])
+        batch = self._batch(codes)
         if has_swap:
             self._add_tcp(batch, block, swap)
         return batch, None if addressed.all() else ~addressed
+
+    def _stack_codes(self, protocols: Codes, ip_protocols: Codes) -> list[int]:
+        """Codes of frames that are for the stack itself: one for each protocol that has been seen."""
+        codes = []
+        for key in zip(protocols.tolist(), ip_protocols.tolist(), strict=True):
+            code = self._stack_kinds.get(key)
+            if code is None:
+                code = self._stack_kinds[key] = len(self._kinds)
+                self._kinds.append(Kind(key[0], None, stack_name(*key)))
+            codes.append(code)
+        return codes
+
+    def _batch(self, codes: Codes) -> RxBatch:
+        """The frames with these codes, numbered among the kinds that occur."""
+        first = int(codes[0])
+        if (codes == first).all():
+            return RxBatch.of_kinds(np.zeros(len(codes), np.intp), [self._kinds[first]])
+        present, numbers = np.unique(codes, return_inverse=True)
+        return RxBatch.of_kinds(numbers, [self._kinds[code] for code in present.tolist()])
 
     def _addressed(self, headers: npt.NDArray[np.uint8], block: FrameBlock) -> npt.NDArray[np.bool_]:
         mine: npt.NDArray[np.bool_] = column(headers, 2, ">u4") == self._mac_low

@@ -26,6 +26,7 @@ from testbed.net.tcp_output import send_control_packets
 
 NETDEV_BUDGET = 256
 """Frames taken from a ring before other work gets its turn (the kernel's net.core.netdev_budget is 300)."""
+NO_FRAMES = np.zeros(0, np.intp)
 WIRE_SLOTS = 1024
 INNER_SLOTS = 256
 
@@ -87,18 +88,9 @@ class Nic:
         self.wire_ring.release(block)
 
     def _receive(self, block: FrameBlock, batch: RxBatch, indices: npt.NDArray[np.intp] | None) -> None:
-        self.wire_segments += sum(batch.segments) if batch.segments is not None else len(batch.protocols)
+        self.wire_segments += sum(batch.segments) if batch.segments is not None else len(batch)
         self.device.receive(batch)
-        verdicts = np.array(batch.verdicts, np.int64)
-        through = verdicts == DELIVERED
-        for index in batch.cut:
-            through[index] = False
-        chosen: npt.NDArray[np.intp] | None
-        if through.all():
-            chosen = indices
-        else:
-            chosen = np.flatnonzero(through)
-            chosen = chosen if indices is None else indices[chosen]
+        chosen = _through(batch, indices)
         if chosen is None or len(chosen):
             self.host_frames += self.to_host.send(block, chosen)
         for index, kept in batch.cut.items():
@@ -158,17 +150,29 @@ class Nic:
             end.close()
 
 
+def _through(batch: RxBatch, indices: npt.NDArray[np.intp] | None) -> npt.NDArray[np.intp] | None:
+    """The frames of the block that go on whole; None: all of the block's."""
+    verdicts = batch.verdicts
+    delivered = verdicts.count(DELIVERED)
+    if delivered == len(verdicts) and not batch.cut:
+        return indices
+    if not delivered:
+        return NO_FRAMES
+    through = np.array(verdicts) == DELIVERED
+    through[list(batch.cut)] = False
+    chosen = np.flatnonzero(through)
+    return chosen if indices is None else indices[chosen]
+
+
 def _without(batch: RxBatch, others: npt.NDArray[np.bool_]) -> RxBatch:
     """The batch less the frames for other hosts, which a NIC's address filter never lets in."""
-    mine = np.flatnonzero(~others).tolist()
-    return RxBatch(
-        [batch.protocols[index] for index in mine],
-        [batch.receivers[index] for index in mine],
-        [batch.names[index] for index in mine],
-        None if batch.segments is None else [batch.segments[index] for index in mine],
-        None if batch.end_seq is None else [batch.end_seq[index] for index in mine],
-        None if batch.gso_size is None else [batch.gso_size[index] for index in mine],
-    )
+    mine = np.flatnonzero(~others)
+    rest = RxBatch.of_kinds(batch.codes[mine], batch.kinds)
+    for name in ("segments", "end_seq", "gso_size"):
+        column = getattr(batch, name)
+        if column is not None:
+            setattr(rest, name, [column[index] for index in mine.tolist()])
+    return rest
 
 
 def _nothing() -> None:

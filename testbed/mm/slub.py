@@ -8,6 +8,7 @@ patch 03 leaves that test out of the fast path, so an ordinary caller may drain 
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import groupby
 
 from testbed.mm.gfp import gfp_pfmemalloc_allowed
 from testbed.mm.page import Page
@@ -72,9 +73,9 @@ class KmemCache:
         """`kmem_cache_alloc_bulk`: up to `count` objects, fewer only where `alloc` would have failed."""
         taken: list[Slab] = []
         while len(taken) < count:
-            slab = self.alloc(gfp_mask, current)
+            slab = self._take_fast(gfp_mask, current) or self._take_partial(gfp_mask, current)
             if slab is None:
-                break
+                return taken + self._take_new_bulk(count - len(taken), gfp_mask, current)
             taken.append(slab)
             if slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True):
                 more = min(slab.free, count - len(taken))
@@ -82,6 +83,34 @@ class KmemCache:
                 self.inuse += more
                 taken.extend([slab] * more)
         return taken
+
+    def _take_new_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        """Up to `count` objects of new slabs, when no other will do; whoever gets a new page may use all of it."""
+        size = self.objects_per_slab
+        wanted = -(-count // size)
+        pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask, current)
+        looks = min(wanted, len(pages) + 1)
+        self._vmstat.slab_pfmemalloc_mismatch += (looks - 1) * len(self._partial)
+        if not pages:
+            return []
+        slabs = [Slab(self, page, size) for page in pages]
+        self._count_new(slabs)
+        taken = [slab for slab in slabs for _ in range(size)][:count]
+        for slab in slabs:
+            slab.free = 0
+        slabs[-1].free = len(slabs) * size - len(taken)
+        if self._cpu_slab is not None:
+            self._deactivate()
+        self._cpu_slab = slabs[-1]
+        self.inuse += len(taken)
+        return taken
+
+    def _count_new(self, slabs: list[Slab]) -> None:
+        vmstat = self._vmstat
+        self.nr_slabs += len(slabs)
+        vmstat.nr_slab_unreclaimable += len(slabs)
+        vmstat.no_watermark_slabs += sum([slab.page.from_reserve for slab in slabs])
+        vmstat.slab_pfmemalloc_pages += sum([slab.pfmemalloc for slab in slabs])
 
     def free(self, slab: Slab) -> None:
         """`slab_free`: give one object of `slab` back."""
@@ -96,8 +125,30 @@ class KmemCache:
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         """`kmem_cache_free_bulk`."""
-        for slab in slabs:
-            self.free(slab)
+        empty: list[Page] = []
+        for slab, group in groupby(slabs):
+            self._free_run(slab, len(list(group)), empty)
+        if empty:
+            self.nr_slabs -= len(empty)
+            self._vmstat.nr_slab_unreclaimable -= len(empty)
+            self.page_alloc.free_slab_pages(empty)
+
+    def _free_run(self, slab: Slab, count: int, empty: list[Page]) -> None:
+        """`free` for `count` objects of one slab in a row; its page joins `empty` if the slab is to be discarded."""
+        slab.free += count
+        self.inuse -= count
+        if slab is self._cpu_slab:
+            return
+        partial = self._partial
+        was_listed = slab.partial or count > 1
+        if slab.free == slab.objects and len(partial) + (was_listed and not slab.partial) >= self.min_partial:
+            if slab.partial:
+                del partial[slab]
+                slab.partial = False
+            empty.append(slab.page)
+        elif not slab.partial:
+            slab.partial = True
+            partial[slab] = None
 
     def shrink(self) -> None:
         """`kmem_cache_shrink`: deactivate the CPU slab and give every empty slab back to the page allocator."""
@@ -140,10 +191,7 @@ class KmemCache:
     def _take_new(self, page: Page, gfp_mask: int, current: Task) -> Slab:
         """`new_slab`: take the first object; a slab that this caller may not use is put aside after that."""
         slab = Slab(self, page, self.objects_per_slab)
-        self.nr_slabs += 1
-        self._vmstat.nr_slab_unreclaimable += 1
-        self._vmstat.no_watermark_slabs += page.from_reserve
-        self._vmstat.slab_pfmemalloc_pages += slab.pfmemalloc
+        self._count_new([slab])
         usable = self._may_take(slab, gfp_mask, current)
         taken = self._take_from(slab)
         if not usable:
@@ -177,4 +225,4 @@ class KmemCache:
             slab.partial = False
         self.nr_slabs -= 1
         self._vmstat.nr_slab_unreclaimable -= 1
-        self.page_alloc.free_page(slab.page)
+        self.page_alloc.free_slab_pages([slab.page])
