@@ -8,7 +8,7 @@ patch 03 leaves that test out of the fast path, so an ordinary caller may drain 
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import groupby
+from collections.abc import Iterator
 
 from testbed.mm.gfp import gfp_pfmemalloc_allowed
 from testbed.mm.page import Page
@@ -47,6 +47,7 @@ class KmemCache:
         self.inuse = 0
         self._cpu_slab: Slab | None = None
         self._partial: OrderedDict[Slab, None] = OrderedDict()
+        self._unused: list[Slab] = []
         self._switches = page_alloc.switches
         self._vmstat = page_alloc.vmstat
 
@@ -93,24 +94,37 @@ class KmemCache:
         self._vmstat.slab_pfmemalloc_mismatch += (looks - 1) * len(self._partial)
         if not pages:
             return []
-        slabs = [Slab(self, page, size) for page in pages]
-        self._count_new(slabs)
-        taken = [slab for slab in slabs for _ in range(size)][:count]
-        for slab in slabs:
-            slab.free = 0
-        slabs[-1].free = len(slabs) * size - len(taken)
+        slabs = self._new_slabs(pages)
+        taken = slabs * size
+        for number in range(size):
+            taken[number::size] = slabs
+        slabs[-1].free = len(taken) - count if len(taken) > count else 0
+        del taken[count:]
         if self._cpu_slab is not None:
             self._deactivate()
         self._cpu_slab = slabs[-1]
         self.inuse += len(taken)
         return taken
 
-    def _count_new(self, slabs: list[Slab]) -> None:
-        vmstat = self._vmstat
+    def _new_slabs(self, pages: list[Page]) -> list[Slab]:
+        """Slabs in new pages, all of their objects taken."""
+        unused, slabs = self._unused, []
+        from_reserve = pfmemalloc = 0
+        for page in pages:
+            slab = unused.pop() if unused else Slab(self, page, self.objects_per_slab)
+            slab.page = page
+            slab.free = 0
+            slab.pfmemalloc = page.pfmemalloc
+            if page.from_reserve:
+                from_reserve += 1
+                pfmemalloc += page.pfmemalloc
+            slabs.append(slab)
         self.nr_slabs += len(slabs)
+        vmstat = self._vmstat
         vmstat.nr_slab_unreclaimable += len(slabs)
-        vmstat.no_watermark_slabs += sum([slab.page.from_reserve for slab in slabs])
-        vmstat.slab_pfmemalloc_pages += sum([slab.pfmemalloc for slab in slabs])
+        vmstat.no_watermark_slabs += from_reserve
+        vmstat.slab_pfmemalloc_pages += pfmemalloc
+        return slabs
 
     def free(self, slab: Slab) -> None:
         """`slab_free`: give one object of `slab` back."""
@@ -125,30 +139,39 @@ class KmemCache:
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         """`kmem_cache_free_bulk`."""
-        empty: list[Page] = []
-        for slab, group in groupby(slabs):
-            self._free_run(slab, len(list(group)), empty)
+        empty: list[Slab] = []
+        objects, enough = self.objects_per_slab, self.min_partial - (self.objects_per_slab > 1)
+        partial, cpu_slab = self._partial, self._cpu_slab
+        for slab, count in runs(slabs):
+            if count == objects and len(partial) >= enough and slab is not cpu_slab:
+                empty.append(slab)
+            else:
+                self._free_run(slab, count, empty)
+        self.inuse -= len(slabs)
         if empty:
-            self.nr_slabs -= len(empty)
-            self._vmstat.nr_slab_unreclaimable -= len(empty)
-            self.page_alloc.free_slab_pages(empty)
+            self._discard_bulk(empty)
 
-    def _free_run(self, slab: Slab, count: int, empty: list[Page]) -> None:
-        """`free` for `count` objects of one slab in a row; its page joins `empty` if the slab is to be discarded."""
+    def _free_run(self, slab: Slab, count: int, empty: list[Slab]) -> None:
+        """`free` for `count` objects of one slab in a row; the slab joins `empty` if it is to be discarded."""
         slab.free += count
-        self.inuse -= count
         if slab is self._cpu_slab:
             return
         partial = self._partial
-        was_listed = slab.partial or count > 1
-        if slab.free == slab.objects and len(partial) + (was_listed and not slab.partial) >= self.min_partial:
+        nr_partial = len(partial) + (count > 1 and not slab.partial)
+        if slab.free == slab.objects and nr_partial >= self.min_partial:
             if slab.partial:
                 del partial[slab]
                 slab.partial = False
-            empty.append(slab.page)
+            empty.append(slab)
         elif not slab.partial:
-            slab.partial = True
-            partial[slab] = None
+            self._add_partial(slab)
+
+    def _discard_bulk(self, empty: list[Slab]) -> None:
+        """Give the pages of empty slabs back; the slabs stand for other pages later."""
+        self.nr_slabs -= len(empty)
+        self._vmstat.nr_slab_unreclaimable -= len(empty)
+        self.page_alloc.free_slab_pages([slab.page for slab in empty])
+        self._unused += empty
 
     def shrink(self) -> None:
         """`kmem_cache_shrink`: deactivate the CPU slab and give every empty slab back to the page allocator."""
@@ -190,8 +213,8 @@ class KmemCache:
 
     def _take_new(self, page: Page, gfp_mask: int, current: Task) -> Slab:
         """`new_slab`: take the first object; a slab that this caller may not use is put aside after that."""
-        slab = Slab(self, page, self.objects_per_slab)
-        self._count_new([slab])
+        slab = self._new_slabs([page])[0]
+        slab.free = slab.objects
         usable = self._may_take(slab, gfp_mask, current)
         taken = self._take_from(slab)
         if not usable:
@@ -223,6 +246,18 @@ class KmemCache:
         if slab.partial:
             del self._partial[slab]
             slab.partial = False
-        self.nr_slabs -= 1
-        self._vmstat.nr_slab_unreclaimable -= 1
-        self.page_alloc.free_slab_pages([slab.page])
+        self._discard_bulk([slab])
+
+
+def runs(slabs: list[Slab]) -> Iterator[tuple[Slab, int]]:
+    """Each slab and how often in a row it occurs, over and over."""
+    last, count = slabs[0] if slabs else None, 0
+    for slab in slabs:
+        if slab is last:
+            count += 1
+        else:
+            assert last is not None
+            yield last, count
+            last, count = slab, 1
+    if last is not None:
+        yield last, count
