@@ -5,8 +5,12 @@
 
 import sys
 
-from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology, TopologyError, UdpFlood
+from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology, TopologyError, UdpFlood
 from testbed.experiment.arguments import Parser
+
+BYSTANDERS = (Bystander(reader="never", count=3), Bystander(reader="faulting", count=2))
+FLOOD_PPS = 45_000
+"""Frames a second in all: every client gets its share, as on one uplink."""
 
 
 def classroom(clients: int = 3) -> Topology:
@@ -16,11 +20,14 @@ def classroom(clients: int = 3) -> Topology:
     lab = Topology("ltsp_lab")
     server = lab.add(NbdServer("server"))
     noise = lab.add(Neighbour("noise"))
-    thin = [lab.add(SwapClient(f"thin{number}", memory="32M", swap=server)) for number in range(1, clients + 1)]
+    thin = [
+        lab.add(SwapClient(f"thin{number}", memory="32M", swap=server, gso=False, bystanders=BYSTANDERS))
+        for number in range(1, clients + 1)
+    ]
     lab.connect(server, noise, *thin)
     for client in thin:
         lab.workload(client, LinearTouch(processes=8))
-        lab.flood(noise, client, UdpFlood(pps=5_000, size=1000))
+        lab.flood(noise, client, UdpFlood(pps=FLOOD_PPS // clients, size=1000))
     return lab
 
 

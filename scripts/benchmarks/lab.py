@@ -241,7 +241,7 @@ def drop_rows(repetitions: int) -> list[Row]:
 
 def _drop_loop() -> float:
     count, started = 0, time.monotonic()
-    with PacketRing("left", slots=1024) as ring, select.epoll() as poller:
+    with PacketRing("left", slots=8192) as ring, select.epoll() as poller:
         poller.register(ring, select.EPOLLIN)
         while time.monotonic() < started + SECONDS:
             poller.poll(0.02)
@@ -301,7 +301,7 @@ def relaying(path: Forwarding, *, gso: bool) -> Iterator[None]:
 
 
 def _relay_main(channel: Any, gso: bool) -> None:
-    slots = 256 if gso else 1024
+    slots = 256 if gso else 8192
     with ExitStack() as stack:
         rings = [stack.enter_context(PacketRing(port, slots=slots, gso=gso)) for port in ("left", "right")]
         senders = [stack.enter_context(PacketSender(port, gso=gso)) for port in ("right", "left")]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from testbed.experiment.plan import ClientPlan, Plan
+from testbed.experiment.plan import Plan
 from testbed.hosts.messages import Event, Sample
+from testbed.hosts.plan import ClientPlan
 
 RATE_WINDOW_S = 2.0
 RUNNER = "runner"
@@ -133,5 +134,8 @@ class Board:
 
 def event_text(event: Event) -> str:
     """An event in one line."""
-    details = ", ".join(f"{name} {value}" for name, value in event.fields.items())
+    told = {name: value for name, value in event.fields.items() if isinstance(value, (int, float, str))}
+    details = ", ".join(
+        f"{name} {value:,.6g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.items()
+    )
     return f"{event.host}: {event.name.replace('_', ' ')}" + (f" ({details})" if details else "")

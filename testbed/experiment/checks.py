@@ -53,7 +53,10 @@ def drops_happen(client: ClientEvidence, _: RunEvidence) -> Finding:
     if not client.flood_sent:
         return False, "the flood sent nothing"
     if not found:
-        return False, f"{client.flood_sent} flood frames were sent, and none met reserve memory: there was no pressure"
+        return False, (
+            f"the flood sent {client.flood_sent} frames, and none of them sat in memory marked pfmemalloc: there was "
+            "no pressure, or nothing marks such memory"
+        )
     return True, f"{_all_dropped(found)}; the flood sent {client.flood_sent}"
 
 
@@ -156,7 +159,7 @@ def switch_took_effect(client: ClientEvidence, run: RunEvidence) -> Finding:
     witnesses = section(client.report, "witnesses")
     off_seen: list[str] = []
     on_seen: list[str] = []
-    hidden: list[str] = []
+    hidden: dict[str, str] = {}
     wrong: list[str] = []
     for patch in PATCHES.values():
         on = patch.number in run.patches
@@ -172,18 +175,22 @@ def switch_took_effect(client: ClientEvidence, run: RunEvidence) -> Finding:
         elif not on and seen:
             wrong.append(f"patch {patch.number} is off, but was seen at work {seen} times ({what})")
         elif not on and not occasions:
-            hidden.append(f"patch {patch.number} is off, but there was no occasion that would show it ({what})")
+            hidden[str(patch.number)] = f"patch {patch.number} is off, but had no occasion that would show it ({what})"
         elif occasions:
             (on_seen if on else off_seen).append(str(patch.number))
     if hidden and not off_seen:
-        wrong += hidden
+        wrong += hidden.values()
     if wrong:
         return False, "; ".join(wrong)
     if not on_seen and not off_seen:
-        return False, "no patch had an occasion to show whether it is on"
+        return False, "no patch had an occasion to show that its switch works"
     return True, "; ".join(
         f"{text} {', '.join(numbers)}"
-        for text, numbers in (("seen at work: patch", on_seen), ("seen to be off: patch", off_seen))
+        for text, numbers in (
+            ("seen at work: patch", on_seen),
+            ("seen to be off: patch", off_seen),
+            ("off, without an occasion to show it: patch", list(hidden)),
+        )
         if numbers
     )
 

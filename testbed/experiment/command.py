@@ -5,6 +5,7 @@ Status 0: the expected outcome; 1: another one; 2: the rig could not run, with o
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from testbed.experiment import leftovers, preflight
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.plan import resolve
-from testbed.experiment.report import show
+from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
@@ -28,7 +29,8 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 
 def execute(topology: Topology, options: RunOptions) -> int:
-    """Check, run, show; returns the exit status."""
+    """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         plan = resolve(topology, options.overrides)
         preflight.check(plan)
@@ -51,7 +53,7 @@ def publish(result: Result, options: RunOptions) -> None:
     if options.json:
         sys.stdout.buffer.write(encode(result))
         sys.stdout.flush()
-    show(Console(stderr=options.json), result)
+    show(wide(Console(stderr=options.json)), result)
 
 
 def status(result: Result, options: RunOptions) -> int:

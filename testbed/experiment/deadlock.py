@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from testbed.experiment.evidence import Missing, Observation, Stall, gauge, moved
+from testbed.experiment.evidence import Missing, Stall, gauge, moved
 
+RISING = {"allocstall": "allocstall", "rx_refill_fail": "RX refill failures"}
 TOLERANCE = 0.001
 """Seconds by which a wait may miss its limit: clocks are read a moment apart."""
 
@@ -33,7 +34,7 @@ def diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
 
 def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
     still = stall.noticed.time - stall.last_moved.time
-    confirmed = stall.after.time - stall.flood_stopped
+    confirmed = stall.after.time - max(stall.flood_stopped, stall.noticed.time)
     waiting = [gauge(each, "tasks_waiting") for each in (stall.noticed, stall.after)]
     if still < stall_limit - TOLERANCE or confirmed < stall_limit - TOLERANCE:
         return Diagnosis(
@@ -53,24 +54,23 @@ def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
     return Diagnosis(
         True,
         f"deadlock: no swap completion, no page reclaimed, no page touched for {still:.1f} s while {waiting[0]} tasks "
-        f"waited, nor for {confirmed:.1f} s after the flood had stopped; {signature(stall.last_moved, stall.after)}",
+        f"waited, nor for {confirmed:.1f} s after the flood had stopped; {signature(stall)}",
     )
 
 
-def signature(first: Observation, last: Observation) -> str:
-    """How the counters that mark a swap deadlock went from `first` to `last`, in one line. Raises Missing."""
-    submitted = gauge(last, "pswpout") - gauge(first, "pswpout")
-    writeback = gauge(first, "nr_writeback"), gauge(last, "nr_writeback")
-    stalls = gauge(last, "allocstall") - gauge(first, "allocstall")
-    refill = gauge(last, "rx_refill_fail") - gauge(first, "rx_refill_fail")
+def signature(stall: Stall) -> str:
+    """The counters that mark a swap deadlock, in one line. Raises Missing.
+
+    What should stand still is compared over the second wait, since the first one begins with the last requests being
+    queued; what should rise, over both.
+    """
+    first, noticed, last = stall.last_moved, stall.noticed, stall.after
+    submitted = gauge(last, "pswpout") - gauge(noticed, "pswpout")
+    before, writeback = gauge(noticed, "nr_writeback"), gauge(last, "nr_writeback")
     parts = [
-        f"pswpout flat at {gauge(last, 'pswpout')}" if submitted == 0 else f"pswpout +{submitted}",
-        f"nr_writeback constant at {writeback[1]}"
-        if writeback[0] == writeback[1]
-        else f"nr_writeback {writeback[0]} to {writeback[1]}",
-        f"allocstall +{stalls}",
-        f"{gauge(last, 'tasks_waiting')} tasks waiting",
-        f"RX refill failures +{refill}",
+        f"pswpout +{submitted}" if submitted else f"pswpout flat at {gauge(last, 'pswpout')}",
+        f"nr_writeback {'constant at' if before == writeback else f'{before} to'} {writeback}",
+        *(f"{words} +{gauge(last, name) - gauge(first, name)}" for name, words in RISING.items()),
         f"{gauge(last, 'nr_free_pages')} pages free",
     ]
     return ", ".join(parts)

@@ -38,9 +38,13 @@ class Canary:
 
 @dataclass(frozen=True, slots=True)
 class Stall:
-    """A client that stopped, at three moments: when it last moved, when that was noticed, and after the floods had
-    been stopped and it was given as long again. `flood_stopped` is when the last flood ended (CLOCK_MONOTONIC
-    seconds), or the moment of notice if none was running."""
+    """A client that stopped, at three moments: when it last moved, when that was noticed, and after it had been given
+    as long again with no flood.
+
+    `flood_stopped` is when the last flood ended (CLOCK_MONOTONIC seconds), or the moment of notice if none was running.
+    A client that moved a little when the flood ended and then stopped once more may be given by its second stop, which
+    began without any flood.
+    """
 
     last_moved: Observation
     noticed: Observation

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence, number
-from testbed.experiment.plan import ClientPlan, Plan
+from testbed.experiment.plan import Plan
+from testbed.hosts.plan import ClientPlan
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.drop_reason import DropReason
 
@@ -29,10 +30,10 @@ def _memory(plan: ClientPlan, report: Mapping[str, Any] | None) -> Iterator[str]
     marks = plan.watermarks
     steps = [
         (0, "all of its memory was in use"),
-        (marks.atomic_floor, f"below {marks.atomic_floor}, where GFP_ATOMIC requests fail"),
-        (marks.throttle, f"below {marks.throttle}, where direct reclaimers are throttled (patch 15)"),
-        (marks.min, f"below {marks.min}, where ordinary requests wait"),
-        (marks.low, f"below {marks.low}, where kswapd starts"),
+        (marks.atomic_floor, f"at or below {marks.atomic_floor}, where GFP_ATOMIC requests fail"),
+        (marks.throttle, f"at or below {marks.throttle}, where direct reclaimers are throttled (patch 15)"),
+        (marks.min, f"at or below {marks.min}, where ordinary requests wait"),
+        (marks.low, f"at or below {marks.low}, where kswapd starts"),
     ]
     try:
         lowest = number(report, "memory", "reserve_min_free")
@@ -64,7 +65,7 @@ def _counted(client: ClientEvidence) -> Iterator[str]:
 
 def _bystanders(plan: ClientPlan) -> Iterator[str]:
     """Buffers that cannot hold the reserve cannot starve even an unprotected host."""
-    held = sum(bystander.buffer for bystander in plan.bystanders) // PAGE_SIZE
+    held = sum(bystander.buffer for bystander in plan.bystanders if bystander.reader != "prompt") // PAGE_SIZE
     if held < plan.watermarks.high:
         yield (
             f"the bystanders' buffers hold {held} pages at most, less than the {plan.watermarks.high} kswapd keeps "

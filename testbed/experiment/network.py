@@ -5,10 +5,10 @@ Everything is held by descriptors of the runner and its children; when they are 
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
 
-from testbed.experiment.plan import Interface, Plan, SegmentPlan
+from testbed.experiment.plan import Plan, SegmentPlan
+from testbed.hosts.plan import Interface
 from testbed.hosts.swap_client import HOST_INTERFACE, INNER, WIRE
 from testbed.lab.link import (
     Bridge,
@@ -19,6 +19,7 @@ from testbed.lab.link import (
     set_address,
     set_offloads,
     set_up,
+    wait_up,
 )
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 
@@ -58,7 +59,6 @@ class Network:
     def _host(self, interface: Interface) -> End:
         """Make a host's namespaces; the end that its link to the others is to have."""
         host = self.hosts[interface.host] = NetworkNamespace.create()
-        _bury_orphans(host)
         if interface.host not in self._clients:
             return host, HOST_INTERFACE
         nic = self.nics[interface.host] = NetworkNamespace.create()
@@ -82,6 +82,8 @@ class Network:
             if not offloads:
                 set_offloads(namespace, ifname, on=False)
             set_up(namespace, ifname)
+        for namespace, ifname in inside:
+            wait_up(namespace, ifname)
         set_address(host, HOST_INTERFACE, interface.ipv4)
 
     def _introduce(self, segment: SegmentPlan) -> None:
@@ -108,10 +110,3 @@ class Network:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _bury_orphans(host: NetworkNamespace) -> None:
-    """Give up soon on connections that no process has open any more: each holds its namespace until it ends."""
-    with host.entered():
-        for name, value in (("tcp_orphan_retries", 1), ("tcp_fin_timeout", 1)):
-            Path(f"/proc/sys/net/ipv4/{name}").write_text(str(value))

@@ -19,7 +19,6 @@ from testbed.experiment.topology import (
     LinearTouch,
     NbdServer,
     Neighbour,
-    Reader,
     Start,
     SwapClient,
     TcpSynFlood,
@@ -29,7 +28,8 @@ from testbed.experiment.topology import (
     VlanUdpFlood,
     size_in_bytes,
 )
-from testbed.mm.watermarks import PAGE_SIZE, Watermarks, compute
+from testbed.hosts.plan import BystanderPlan, ClientPlan, Interface, ServerPlan, SwapArea, WorkloadPlan
+from testbed.mm.watermarks import PAGE_SIZE, compute
 from testbed.size import format_size
 
 RECEIVE_BUFFER_BYTES = 2304
@@ -56,87 +56,6 @@ class Overrides:
     min_free_kbytes: int | None = None
     workload_total: int | None = None
     tasks: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A host's one interface: where it hangs and its addresses, with prefix lengths."""
-
-    host: str
-    segment: int
-    mac: str
-    ipv4: str
-    ipv6: str
-    mtu: int
-
-    @property
-    def address(self) -> str:
-        """The IPv4 address without its prefix length."""
-        return self.ipv4.partition("/")[0]
-
-    @property
-    def address6(self) -> str:
-        """The IPv6 address without its prefix length."""
-        return self.ipv6.partition("/")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class SwapArea:
-    """One client's swap area: where a server offers it, and how many bytes it has."""
-
-    client: str
-    address: str
-    port: int
-    export: str
-    bytes: int
-    file: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ServerPlan:
-    """A host that serves swap areas, each on a port of its own."""
-
-    name: str
-    interface: Interface
-    program: str
-    areas: tuple[SwapArea, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BystanderPlan:
-    """One unrelated UDP socket and its receive-buffer limit in bytes."""
-
-    port: int
-    buffer: int
-    reader: Reader
-
-
-@dataclass(frozen=True, slots=True)
-class WorkloadPlan:
-    """`processes` tasks write `pages` pages in all once, then read them `passes` times."""
-
-    processes: int
-    pages: int
-    passes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClientPlan:
-    """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults."""
-
-    name: str
-    interface: Interface
-    memory: int
-    min_free_kbytes: int
-    watermarks: Watermarks
-    ring: int
-    gso: bool
-    swap: SwapArea
-    bystanders: tuple[BystanderPlan, ...]
-    canary_port: int
-    receive_buffer: int | None
-    send_buffer: int | None
-    workload: WorkloadPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,20 @@ from testbed.experiment.result import Check, Outcome, Result, decode
 from testbed.patches import PATCHES
 from testbed.size import format_size
 
+WIDTH = 120
 STYLES: dict[Outcome, str] = {
     "pass": "bold green",
     "fail": "bold red",
     "deadlock": "bold magenta",
     "error": "bold yellow",
 }
+
+
+def wide(console: Console) -> Console:
+    """The same console, with room for evidence where no terminal says how much there is."""
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)
+    return console
 
 
 def show(console: Console, result: Result) -> None:
@@ -30,14 +38,14 @@ def show(console: Console, result: Result) -> None:
     table.add_column("")
     table.add_column("evidence", overflow="fold")
     for check in result.checks:
-        table.add_row(check.name, mark(check), escape(check.evidence))
+        table.add_row(check.name, mark(check), escape(by_client(result, check.evidence)))
     console.print(table)
     for name, value in numbers(result):
         console.print(f"  {name:<28} {value}", highlight=False)
     for line in result.limits:
-        console.print(f"  limit reached: {escape(line)}", highlight=False)
+        console.print(f"  limit reached: {escape(line)}", highlight=False, soft_wrap=True)
     for line in result.warnings:
-        console.print(f"  warning: {escape(line)}", style="yellow", highlight=False)
+        console.print(f"  warning: {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
     style = STYLES[result.outcome]
     reason = f": {escape(result.error)}" if result.error else ""
     console.print(
@@ -75,6 +83,13 @@ def describe_patches(numbers_on: Sequence[int]) -> str:
     return f"without patch {', '.join(map(str, off))}"
 
 
+def by_client(result: Result, evidence: str) -> str:
+    """Evidence about several clients, with a line for each."""
+    for client in result.clients[1:]:
+        evidence = evidence.replace(f"; {client.name}: ", f"\n{client.name}: ")
+    return evidence
+
+
 def mark(check: Check) -> str:
     """One word, with its colour, for how a check ended."""
     if check.ok is None:
@@ -107,7 +122,7 @@ def numbers(result: Result) -> list[tuple[str, str]]:
 def _cell(result: Result, name: str) -> str:
     for check in result.checks:
         if check.name == name:
-            return f"{mark(check)}  {escape(check.evidence)}"
+            return f"{mark(check)}  {escape(by_client(result, check.evidence))}"
     return "-"
 
 
@@ -121,7 +136,7 @@ def main(paths: Sequence[str]) -> int:
     if not results:
         print("testbed: name the result.json files to compare", file=sys.stderr)
         return 2
-    side_by_side(Console(), results)
+    side_by_side(wide(Console()), results)
     return 0
 
 

@@ -8,11 +8,9 @@ everybody saw to the verdict.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from multiprocess.connection import wait
@@ -25,8 +23,9 @@ from testbed.experiment.evidence import (
     RunEvidence,
     Stall,
 )
+from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
-from testbed.experiment.plan import ClientPlan, FloodPlan, NeighbourPlan, Plan, ServerPlan
+from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan
 from testbed.hosts.messages import (
     Event,
     Failed,
@@ -40,6 +39,7 @@ from testbed.hosts.messages import (
     StopFlood,
 )
 from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
+from testbed.hosts.plan import ClientPlan, ServerPlan
 from testbed.hosts.server_program import ServerPrograms
 from testbed.hosts.swap_client import SwapClientSpec, swap_client_main
 from testbed.lab.errors import LabError
@@ -140,11 +140,10 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
     """
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="testbed-")))
         network = stack.enter_context(Network(plan))
         run = _Run(plan, patches, limits, observer)
         stack.callback(run.stop)
-        run.start(network, seed, stack.enter_context(ServerPrograms(directory)))
+        run.start(network, seed, stack)
         run.carry_out()
         sent, pps = run.flood_totals()
         return RunRecord(run.evidence(), sent, pps, time.monotonic() - started)
@@ -163,19 +162,20 @@ class _Run:
         self._exports: dict[str, str] = {}
         self._handlers: dict[HostProcess, Callable[[Message], None]] = {}
 
-    def start(self, network: Network, seed: int, programs: ServerPrograms) -> None:
+    def start(self, network: Network, seed: int, stack: contextlib.ExitStack) -> None:
         """Start servers, then clients, then neighbours; each is ready before the next begins."""
         for server in self.plan.servers:
-            self._start_server(server, network, programs)
+            self._start_server(server, network, stack)
         for client in self.plan.clients:
             self._start_client(client, network, seed)
         for neighbour in self.plan.neighbours:
             self._start_floods(neighbour, network, seed)
 
-    def _start_server(self, server: ServerPlan, network: Network, programs: ServerPrograms) -> None:
+    def _start_server(self, server: ServerPlan, network: Network, stack: contextlib.ExitStack) -> None:
         if server.program == "builtin":
             self._spawn(server.name, nbd_host_main, NbdHostSpec(server), [network.hosts[server.name]])
         else:
+            programs = stack.enter_context(ServerPrograms(stack.enter_context(temporary_directory())))
             self._exports |= programs.start(server, network.hosts[server.name])
 
     def _start_client(self, plan: ClientPlan, network: Network, seed: int) -> None:

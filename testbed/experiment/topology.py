@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn, TypeVar
 
+from testbed.hosts.plan import Reader
 from testbed.size import parse_size
 
 Size = int | str
-Reader = Literal["prompt", "faulting", "never"]
 Start = Literal["swapping", "workload"]
 
 READERS = ("prompt", "faulting", "never")

@@ -9,6 +9,7 @@ makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import struct
 import termios
@@ -98,12 +99,25 @@ class NbdDevice:
 
     async def _submit(self, write: bool, pages: Sequence[Page], nice: int) -> None:
         runs = deque(merge(pages))
+        if self.queue and runs and not self._closed:
+            self._attempt_back_merge(self.queue[-1], write, runs)
         try:
             while runs and await self._get_request(write, nice):
                 self._make_request(write, runs.popleft())
         finally:
             for run in runs:
                 self._end(Request(write, run[0].swap_entry, run), EIO)
+
+    def _attempt_back_merge(self, last: Request, write: bool, runs: deque[list[Page]]) -> None:
+        """`bio_attempt_back_merge`: what goes on where the last queued request ends needs no request of its own."""
+        run = runs[0]
+        if last.write != write or run[0].swap_entry != last.entry + len(last.pages):
+            return
+        room = SAFE_MAX_PAGES - len(last.pages)
+        last.pages += run[:room]
+        del run[:room]
+        if not run:
+            runs.popleft()
 
     async def _get_request(self, write: bool, nice: int) -> bool:
         """Wait for a free request; False when the device is closed."""
@@ -217,6 +231,14 @@ class NbdDevice:
     def idle(self) -> bool:
         """Nothing is queued or in flight."""
         return not self.queue and not self.in_flight
+
+    def disconnect(self) -> None:
+        """`nbd_disconnect`: tell the server goodbye if nothing is under way, and close."""
+        if self.idle and not self._closed:
+            with contextlib.suppress(NbdError):
+                self.client.disconnect()
+                self.client.send_pending()
+        self.close()
 
     def close(self) -> None:
         """`nbd_clear_que`: end everything with EIO and free what the socket holds."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from multiprocess.connection import Connection
 
-from testbed.experiment.plan import ServerPlan, SwapArea
 from testbed.hosts.messages import Finished, Ready, Sample, Shutdown
+from testbed.hosts.plan import ServerPlan, SwapArea
 from testbed.lab.errors import LabError
 from testbed.nbd.export import Export, FileExport, MemoryExport
 from testbed.nbd.server import NbdServer

@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from testbed.experiment.plan import ServerPlan
+from testbed.hosts.plan import ServerPlan
 from testbed.lab.errors import LabError
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.program import Program, run_program
 from testbed.nbd.programs import server_command
 
+OWN_PIDS = ("unshare", "--pid", "--fork", "--kill-child")
+"""A pid namespace of its own: a server that puts itself in the background still ends with the program we started."""
 START_TIMEOUT_S = 10.0
 POLL_S = 0.02
 
@@ -41,7 +43,7 @@ class ServerPrograms:
                 raise LabError(f"{plan.name}: {error}") from error
             for file in command.files:
                 file.write()
-            program = run_program(command.argv, namespace, output=directory / "output")
+            program = run_program((*OWN_PIDS, *command.argv), namespace, output=directory / "output")
             self.programs.append(program)
             self._await(plan, program, namespace, (area.address, area.port))
             exports[area.client] = command.export_name

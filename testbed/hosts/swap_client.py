@@ -17,13 +17,13 @@ from typing import Any
 
 from multiprocess.connection import Connection
 
-from testbed.experiment.plan import ClientPlan
 from testbed.hosts.bystander import Bystander, working_set
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.nbd_device import NbdDevice
 from testbed.hosts.nic import Nic
+from testbed.hosts.plan import ClientPlan
 from testbed.hosts.report import client_report
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
@@ -296,7 +296,7 @@ class SwapClient:
         await self._drain_wire()
         counters = self.counters()
         interfaces = self._interfaces()
-        self.device.close()
+        self.device.disconnect()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for thread in self.kernel_threads:
             thread.cancel()

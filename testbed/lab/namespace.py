@@ -27,7 +27,7 @@ from testbed.lab.rtnetlink import CREATE, Request, RouteSocket, closing_quietly
 IFF_UP = 1
 UP: dict[str, int] = {"flags": IFF_UP, "change": IFF_UP}
 _LOOPBACK_UP = Request(RTM_NEWLINK, "bringing loopback up", {"index": 1, **UP})
-_ORPHAN_RETRIES = b"4"
+_ORPHAN_RETRIES = b"1"
 _RTM_NEWNSID, _RTM_GETNSID = 88, 90
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _open: weakref.WeakSet[NetworkNamespace] = weakref.WeakSet()

@@ -146,7 +146,8 @@ class FrameBlock:
 class PacketRing:
     """All frames that arrive on an interface of the calling thread's namespace (none that it sends).
 
-    `slots` bounds how many frames may wait; the kernel counts as dropped what does not find a free one. Without
+    `slots` bounds how many frames may wait; the kernel counts as dropped what does not find a free one (a process
+    that is not scheduled for 20 ms has 5,000 frames waiting when 250,000 arrive a second). Without
     `gso` a slot takes a frame of the interface's MTU; with it, a 64 KiB segment with its virtio_net_hdr in front. Use
     `fileno()` with a selector: readable while the newest frame has not been released, so release before you wait.
     """
@@ -228,8 +229,8 @@ class PacketRing:
         if limit <= 0 or not status[head] & STATUS_USER:
             return None
         arrived = status[head : head + limit] & STATUS_USER
-        count = limit if arrived.all() else int(arrived.argmin())
-        if (self.offsets[head : head + count] != self.frame_offset).any():
+        count = int(arrived.argmin()) or limit
+        if self.offsets[head] != self.frame_offset:
             raise LabError(f"frames of {self.ifname} are not plain Ethernet: use one end of a veth")
         self._head = (head + count) % self.slots
         self._outstanding += count

@@ -132,8 +132,8 @@ class PacketSender:
         if indices is not None:
             lengths, captured, status = lengths[indices], captured[indices], status[indices]
             addresses = addresses[indices]
-        whole = captured == lengths
-        if not whole.all():
+        if captured.tobytes() != lengths.tobytes():
+            whole = captured == lengths
             self.tx_truncated += int((~whole).sum())
             chosen = np.flatnonzero(whole) if indices is None else indices[whole]
             return self.send(block, chosen)

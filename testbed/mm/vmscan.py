@@ -115,7 +115,9 @@ class Vmscan:
         return 0 if self.zone.all_unreclaimable else 1
 
     async def shrink_zone(self, sc: ScanControl, *, direct: bool) -> None:
-        """One pass over both lists at `sc.priority`; ends with the writes it started and, if need be, a wait."""
+        """One pass over the lists at `sc.priority`. It starts writes as it goes, and so may wait for a request; at
+        its end it waits for progress if all it met was under writeback.
+        """
         zone = self.zone
         anon, file, denominator = self.get_scan_count()
         nr_active = (len(zone.active_anon) >> sc.priority) * anon // denominator
@@ -132,6 +134,9 @@ class Vmscan:
             if nr_inactive > 0:
                 self.shrink_inactive_list(min(nr_inactive, SWAP_CLUSTER_MAX), sc, direct=direct)
                 nr_inactive -= SWAP_CLUSTER_MAX
+                if sc.writes:
+                    writes, sc.writes = sc.writes, []
+                    await self.swap_io.swap_writepages(writes, sc.current.nice)
             if sc.nr_reclaimed >= sc.nr_to_reclaim and sc.priority < DEF_PRIORITY:
                 break
             if sc.nr_taken >= resched_at:
@@ -139,9 +144,6 @@ class Vmscan:
                 await asyncio.sleep(0)
         if self._inactive_anon_is_low():
             self.shrink_active_list(SWAP_CLUSTER_MAX)
-        if sc.writes:
-            writes, sc.writes = sc.writes, []
-            await self.swap_io.swap_writepages(writes, sc.current.nice)
         if sc.nr_writeback and sc.nr_writeback >= sc.nr_taken >> (DEF_PRIORITY - sc.priority):
             await self.page_alloc.progress.wait(HZ_OVER_10, sc.current.nice)
 

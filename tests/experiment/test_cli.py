@@ -104,7 +104,7 @@ def test_a_program_that_is_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "kit.py"
-    text = Path(SWAP_FLOOD).read_text().replace('NbdServer("server")', 'NbdServer("server", program="nbdkit")')
+    text = Path(SWAP_FLOOD).read_text().replace('NbdServer("server"', 'NbdServer("server", program="nbdkit"')
     path.write_text(text)
     monkeypatch.setattr(preflight, "require_privilege", lambda: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -114,7 +114,7 @@ def test_a_program_that_is_not_installed(
 def test_a_machine_with_too_little_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(preflight, "require_privilege", lambda: None)
     monkeypatch.setattr(preflight, "meminfo", lambda name: 300 << 20)
-    assert "this run needs 577M of real memory" in refused(capsys, "run", SWAP_FLOOD)
+    assert "of real memory (clients and swap areas), and 300M are available" in refused(capsys, "run", SWAP_FLOOD)
 
 
 class Rig:

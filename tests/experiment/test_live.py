@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import io
 import sys
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from testbed import UdpFlood
 from testbed.experiment.arguments import parse_run
 from testbed.experiment.board import Board, Track
 from testbed.experiment.live import LiveView, PlainView, View, draw, memory_bar, output_stream, watch
-from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Plan, resolve
 from testbed.experiment.report import side_by_side
 from testbed.experiment.result import Check, FloodTotals, Outcome, Result
 from testbed.hosts.messages import Event, Sample
+from tests.experiment.small import build
 
 
 @pytest.fixture
 def plan() -> Plan:
-    return resolve(load_topology(Path(__file__).parents[2] / "topologies" / "swap_flood.py")[0])
+    return resolve(build(flood=UdpFlood()))
 
 
 def sample(time: float, **counters: int) -> Sample:

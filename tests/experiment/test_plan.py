@@ -28,26 +28,10 @@ from testbed import (
 from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.topology import Flood
+from tests.experiment.small import build
 
 MIB = 1 << 20
 TOPOLOGIES = sorted((Path(__file__).parents[2] / "topologies").glob("*.py"))
-
-
-def build(
-    server: dict[str, Any] | None = None,
-    client: dict[str, Any] | None = None,
-    flood: Flood | None = None,
-    workload: LinearTouch | None = None,
-) -> Topology:
-    topology = Topology("built")
-    host = topology.add(NbdServer("server", **(server or {})))
-    swapper = topology.add(SwapClient("client", swap=host, **(client or {})))
-    noise = topology.add(Neighbour("noise"))
-    topology.connect(host, swapper, noise)
-    topology.workload(swapper, workload or LinearTouch())
-    if flood is not None:
-        topology.flood(noise, swapper, flood)
-    return topology
 
 
 def refusal(topology: Topology, **overrides: Any) -> str:

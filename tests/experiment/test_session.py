@@ -10,22 +10,23 @@ from typing import Any
 
 import pytest
 
+from testbed import Bystander, UdpFlood
 from testbed.experiment import session
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.evidence import RunEvidence
 from testbed.experiment.limits import limits_reached
-from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.result import decode
 from testbed.experiment.run import RunRecord
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError
 from tests.experiment import witness
+from tests.experiment.small import build
 
 
 @pytest.fixture
 def plan() -> Plan:
-    return resolve(load_topology(Path(__file__).parents[2] / "topologies" / "swap_flood.py")[0])
+    return resolve(build(flood=UdpFlood()))
 
 
 def options(out: Path, *words: str) -> RunOptions:
@@ -55,7 +56,7 @@ def test_a_run_that_passes(plan: Plan, tmp_path: Path, monkeypatch: pytest.Monke
     assert result.outcome == "pass"
     assert decode((tmp_path / "run" / "result.json").read_bytes()) == result
     assert (result.flood.sent, result.flood.pps, result.elapsed_s) == (20000, 9876.0, 12.5)
-    assert (result.topology, result.seed, result.patches) == ("swap_flood", 3, list(range(1, 17)))
+    assert (result.topology, result.seed, result.patches) == ("small", 3, list(range(1, 17)))
     assert result.counters["PFMemallocDrop"] == 700
     assert set(result.environment) == {"kernel", "python", "cpus"}
     ledger = [json.loads(line) for line in (tmp_path / "run" / "ledger.jsonl").read_text().splitlines()]
@@ -90,10 +91,10 @@ def limits(plan: Plan, *path: str, value: int, **changes: Any) -> list[str]:
     ("lowest", "text"),
     [
         (0, "client: free memory went down to 0 pages: all of its memory was in use"),
-        (96, "client: free memory went down to 96 pages: below 96, where GFP_ATOMIC requests fail"),
-        (97, "client: free memory went down to 97 pages: below 128, where direct reclaimers are throttled (patch 15)"),
-        (256, "client: free memory went down to 256 pages: below 256, where ordinary requests wait"),
-        (320, "client: free memory went down to 320 pages: below 320, where kswapd starts"),
+        (96, "client: free memory went down to 96 pages: at or below 96, where GFP_ATOMIC requests fail"),
+        (97, "client: free memory went down to 97 pages: at or below 128, where direct reclaimers are throttled (patch 15)"),
+        (256, "client: free memory went down to 256 pages: at or below 256, where ordinary requests wait"),
+        (320, "client: free memory went down to 320 pages: at or below 320, where kswapd starts"),
     ],
 )
 def test_how_far_down_memory_went(lowest: int, text: str, plan: Plan) -> None:
@@ -115,10 +116,8 @@ def test_limits_of_ring_buffers_and_time(plan: Plan) -> None:
 
 
 def test_buffers_too_small_for_the_reserve_are_named(plan: Plan) -> None:
-    small = resolve(
-        load_topology(Path(__file__).parents[2] / "topologies" / "swap_flood.py")[0],
-        Overrides(bystander_buffer=64 << 10),
-    )
+    bystanders = [Bystander(count=3), Bystander(reader="prompt", count=9)]
+    small = resolve(build(client={"bystanders": bystanders}, flood=UdpFlood()), Overrides(bystander_buffer=64 << 10))
     assert any("hold 48 pages at most" in line for line in limits_reached(small, witness.run()))
     assert not any("hold" in line for line in limits_reached(plan, witness.run()))
     quiet = replace(witness.client(), flood_asked=False)

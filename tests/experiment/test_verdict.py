@@ -235,6 +235,13 @@ def test_a_confirmed_stall_is_a_deadlock_with_its_signature() -> None:
         assert part in text
 
 
+def test_the_signature_names_what_did_not_stand_still() -> None:
+    text = evidence(judge(run(hung(stall(afterwards={"pswpout": 63, "nr_writeback": 31})))), "progress")
+    assert "pswpout +3, nr_writeback 32 to 31" in text
+    late = stall(during={"pswpout": 124, "nr_writeback": 96})
+    assert "pswpout flat at 124, nr_writeback constant at 96" in evidence(judge(run(hung(late))), "progress")
+
+
 def test_the_patches_that_are_off_decide_nothing() -> None:
     told = spoiled("witnesses", value={"9": {"opportunity": 0, "witness": 0, "what": "x"}})
     for patches in (ALL_PATCHES, frozenset[int]()):
@@ -353,7 +360,7 @@ class TestTheSwitch:
     def test_off_without_occasion(self) -> None:
         result, text = self.check(15, 0, 0)
         assert result is False
-        assert "no occasion" in text
+        assert "had no occasion" in text
 
     def test_off_and_nobody_watched(self) -> None:
         told = spoiled("witnesses", "15", remove=True)
@@ -376,3 +383,23 @@ class TestTheSwitch:
         assert judge(run(client(report=told), patches=ALL_PATCHES - {15, 16})).outcome == "pass"
         told["witnesses"]["16"] |= {"witness": 2}
         assert judge(run(client(report=told), patches=ALL_PATCHES - {15, 16})).outcome == "fail"
+
+    def test_of_several_that_are_off_one_must_have_shown_it(self) -> None:
+        told = report()
+        for number in (5, 12):
+            told["witnesses"][str(number)] |= {"opportunity": 0, "witness": 0}
+        verdict = judge(run(client(report=told), patches=ALL_PATCHES - {5, 12}))
+        assert red(verdict) == {"the switch took effect"}
+        assert "patch 12 is off, but had no occasion" in evidence(verdict, "the switch took effect")
+        told["witnesses"]["15"] |= {"witness": 0}
+        verdict = judge(run(client(report=told), patches=ALL_PATCHES - {5, 12, 15}))
+        assert verdict.outcome == "pass"
+        assert "off, without an occasion to show it: patch 5, 12" in evidence(verdict, "the switch took effect")
+
+
+def test_a_second_stop_without_any_flood_counts_from_when_it_was_noticed() -> None:
+    whole = stall()
+    late = replace(whole, flood_stopped=3.0)
+    assert judge(run(hung(late))).outcome == "deadlock"
+    short = replace(late, after=Observation(19.0, whole.after.counters))
+    assert judge(run(hung(short))).outcome == "fail"

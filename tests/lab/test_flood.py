@@ -162,12 +162,12 @@ def test_the_reported_rate_is_the_true_one(wire: Wire, pps: float | None) -> Non
     assert flood.sent == counted
     if pps == 0:
         assert (flood.sent, flood.pps) == (0, 0.0)
-    elif pps is not None:
+        return
+    assert flood.sent > 0
+    assert flood.pps >= 0.99 * counted / elapsed
+    if pps is not None:
         assert flood.sent <= pps * elapsed
-        assert flood.pps == pytest.approx(counted / elapsed, rel=0.2)
-    else:
-        assert flood.pps == pytest.approx(counted / elapsed, rel=0.2)
-        assert flood.pps > 20_000
+        assert flood.pps <= pps
 
 
 @pytest.mark.root

@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from testbed.nbd.export import Export, MemoryExport
 from testbed.nbd.programs import ServerCommand
 from testbed.nbd.server import NbdServer
 from tests.nbd.support import eventually
+
+settings.register_profile("nbd", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
+settings.load_profile("nbd")
 
 StartServer = Callable[[Mapping[str, Export]], tuple[NbdServer, Path]]
 StartProgram = Callable[[ServerCommand, int], "subprocess.Popen[bytes]"]

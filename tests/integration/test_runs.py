@@ -1,0 +1,118 @@
+"""Whole runs on real sockets: they pass when they should, and the checks see what really happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from testbed import Bystander, UdpFlood
+from testbed.experiment.plan import Overrides
+from testbed.experiment.result import Check
+from testbed.experiment.run import RunRecord
+from testbed.experiment.topology import (
+    ArpFlood,
+    EtherTypeFlood,
+    Flood,
+    IcmpFlood,
+    Ipv6UdpFlood,
+    TcpSynFlood,
+    VlanUdpFlood,
+)
+from testbed.experiment.verdict import judge
+from testbed.hosts.ledger import Ledger
+from testbed.net.drop_reason import DropReason
+from tests.integration.small_run import ALL_OFF, run_plan, small_plan
+
+pytestmark = pytest.mark.root
+
+DEMO_BYSTANDERS = (
+    Bystander(reader="never", count=3),
+    Bystander(reader="faulting", count=2),
+    Bystander(reader="prompt", count=1),
+)
+
+
+def checks_of(record: RunRecord) -> dict[str, Check]:
+    return {check.name: check for check in judge(record.evidence).checks}
+
+
+def failed(record: RunRecord) -> list[str]:
+    return [f"{check.name}: {check.evidence}" for check in judge(record.evidence).checks if check.ok is False]
+
+
+@pytest.mark.parametrize("gso", [True, False], ids=["gso", "plain"])
+def test_quiet_swap_completes_and_every_page_is_right(gso: bool) -> None:
+    record = run_plan(small_plan(gso=gso))
+    assert failed(record) == []
+    report = record.evidence.clients[0].report
+    assert report is not None
+    assert report["workload"]["checked"] == report["workload"]["pages"]
+    assert report["swap"]["pages_in"] > 0
+    assert report["pages_leaked"] == 0
+
+
+def test_flooded_swap_passes_and_unrelated_pfmemalloc_frames_are_dropped() -> None:
+    plan = small_plan(UdpFlood(pps=30_000, size=1000), gso=False, bystanders=DEMO_BYSTANDERS)
+    record = run_plan(plan)
+    assert failed(record) == []
+    report = record.evidence.clients[0].report
+    assert report is not None
+    assert report["counters"]["PFMemallocDrop"] > 0
+    assert report["frames"]["unrelated_pfmemalloc_delivered"] == 0
+    assert report["frames"]["swap_socket_filtered"] == 0
+
+
+def test_without_the_series_the_same_host_deadlocks() -> None:
+    plan = small_plan(UdpFlood(pps=30_000, size=1000), gso=False, bystanders=DEMO_BYSTANDERS, memory="64M")
+    record = run_plan(plan, ALL_OFF)
+    verdict = judge(record.evidence)
+    assert verdict.outcome == "deadlock", [check.evidence for check in verdict.checks]
+    evidence = next(check.evidence for check in verdict.checks if check.name == "progress")
+    for sign in ("pswpout", "nr_writeback", "allocstall", "RX refill failures"):
+        assert sign in evidence
+
+
+def test_without_the_series_buffers_too_small_to_hold_the_reserve_let_it_finish() -> None:
+    plan = small_plan(
+        UdpFlood(pps=20_000, size=1000), gso=False, overrides=Overrides(bystander_buffer=16 << 10), memory="32M"
+    )
+    record = run_plan(plan, ALL_OFF)
+    report = record.evidence.clients[0].report
+    assert report is not None
+    assert report["workload"]["finished_tasks"] == 8
+    assert report["workload"]["corrupt"] == 0
+
+
+def test_a_blinded_observer_turns_the_verdict_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide the drops from the ledger: frames came in that ended nowhere."""
+    tally = Ledger.tally
+
+    def blind(self: Ledger, counts: dict[tuple[int, str, bool], int]) -> None:
+        tally(self, {key: count for key, count in counts.items() if key[0] != DropReason.PFMEMALLOC})
+
+    monkeypatch.setattr(Ledger, "tally", blind)
+    plan = small_plan(UdpFlood(pps=30_000, size=1000), gso=False, bystanders=DEMO_BYSTANDERS)
+    record = run_plan(plan)
+    verdict = judge(record.evidence)
+    assert verdict.outcome == "fail"
+    assert checks_of(record)["conservation"].ok is False
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [TcpSynFlood, IcmpFlood, ArpFlood, EtherTypeFlood, Ipv6UdpFlood, VlanUdpFlood],
+    ids=lambda flood: flood.kind,
+)
+def test_every_kind_of_flood_is_accounted_for(flood: type[Flood]) -> None:
+    record = run_plan(small_plan(flood(pps=2_000, size=200)))
+    checks = checks_of(record)
+    for name in ("canary before", "swap is spared", "progress", "integrity", "conservation", "canary after"):
+        assert checks[name].ok, f"{name}: {checks[name].evidence}"
+    assert record.flood_sent > 0
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(name, marks=pytest.mark.program(name)) for name in ("nbdkit", "nbd-server", "qemu-nbd")]
+)
+def test_third_party_servers(program: str) -> None:
+    record = run_plan(small_plan(program=program))
+    assert failed(record) == []
