@@ -12,7 +12,7 @@ import asyncio
 import numpy as np
 import numpy.typing as npt
 
-from testbed.hosts.classifier import IPPROTO_TCP, Classifier, column
+from testbed.hosts.classifier import FEW, IPPROTO_TCP, Classifier, column
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.segment import kept_segments
 from testbed.lab.link import interface_statistics
@@ -26,6 +26,7 @@ from testbed.net.tcp_output import send_control_packets
 
 NETDEV_BUDGET = 256
 """Frames taken from a ring before other work gets its turn (the kernel's net.core.netdev_budget is 300)."""
+SWAP_DATA, SWAP_CONTROL, OTHER = range(3)
 NO_FRAMES = np.zeros(0, np.intp)
 WIRE_SLOTS = 1024
 INNER_SLOTS = 256
@@ -108,34 +109,51 @@ class Nic:
         block = self.inner_ring.ready(NETDEV_BUDGET)
         if block is None:
             return
+        kinds = self._outgoing_few(block) if block.count <= FEW else self._outgoing_many(block)
+        owners = ((SWAP_CONTROL, self.swap_sk), (OTHER, None))
+        refused = {kind for kind, sk in owners if not self._control_packets(kinds, kind, sk)}
+        if refused:
+            sent = np.array([index for index, kind in enumerate(kinds) if kind not in refused], np.intp)
+            self.to_wire.send(block, sent)
+            self.device.netstat.tx_packets += len(sent)
+        else:
+            self.to_wire.send(block)
+            self.device.netstat.tx_packets += block.count
+        self.inner_ring.release(block)
+
+    def _outgoing_few(self, block: FrameBlock) -> list[int]:
+        """What each frame of a block is: data of the swap connection, one of its control packets, or another's."""
+        kinds = []
+        for fields in block.unpacked(self.classifier.layout):
+            _, _, _, _, _, _, protocol, total, ip_protocol, _, ports, _, offset, _ = fields
+            swap = protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port
+            kinds.append((SWAP_DATA if total > 20 + (offset >> 4 << 2) else SWAP_CONTROL) if swap else OTHER)
+        return kinds
+
+    def _outgoing_many(self, block: FrameBlock) -> list[int]:
+        """`_outgoing_few` by columns."""
         headers = block.headers
         is_ip = column(headers, 12, ">u2") == ETH_P_IP
         swap = is_ip & (headers[:, 23] == IPPROTO_TCP) & (column(headers, 36, ">u2") == self._server_port)
         header = 20 + ((headers[:, 46] >> 4).astype(np.int64) << 2)
-        data = swap & (column(headers, 16, ">u2").astype(np.int64) > header)
-        refused = self._control_packets(swap & ~data, self.swap_sk) | self._control_packets(~swap, None)
-        if refused.any():
-            self.to_wire.send(block, np.flatnonzero(~refused))
-        else:
-            self.to_wire.send(block)
-        self.device.netstat.tx_packets += block.count - int(refused.sum())
-        self.inner_ring.release(block)
+        data = column(headers, 16, ">u2").astype(np.int64) > header
+        kinds: list[int] = np.where(swap, np.where(data, SWAP_DATA, SWAP_CONTROL), OTHER).tolist()
+        return kinds
 
-    def _control_packets(self, chosen: npt.NDArray[np.bool_], sk: Sock | None) -> npt.NDArray[np.bool_]:
-        """Which of the chosen frames find no memory; an ACK for data in reserve memory is sent with PF_MEMALLOC."""
-        count = int(chosen.sum())
+    def _control_packets(self, kinds: list[int], kind: int, sk: Sock | None) -> bool:
+        """Do the frames of a kind find memory? An ACK for data in reserve memory is sent with PF_MEMALLOC."""
+        count = kinds.count(kind)
         if not count:
-            return chosen
+            return True
         device = self.device
         device.softirq.pf_memalloc = (
             sk is not None and device.last_pfmemalloc and device.switches.receive_pf_memalloc
         )
         sent = send_control_packets(count, sk, device.skb_memory, device.socket_memory, device.softirq)
         device.softirq.pf_memalloc = False
-        if sent:
-            return np.zeros_like(chosen)
-        device.netstat.tx_skb_alloc_failed += count
-        return chosen
+        if not sent:
+            device.netstat.tx_skb_alloc_failed += count
+        return sent > 0
 
     def wire_rx_packets(self) -> int:
         """Packets that the kernel itself has counted on the wire's veth since the ring was opened."""
