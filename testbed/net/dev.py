@@ -170,7 +170,7 @@ class NetDevice:
     def _poll_kinds(self, skbs: SkbColumns, batch: RxBatch, start: int, end: int) -> bool:
         """Receive a poll's frames by kind and memory; False, with nothing done, if their order matters.
 
-        It does where a socket has room for some of its frames and not for others, and for TCP.
+        It does for TCP, where a socket has room for some of its frames only, and where two kinds share a socket.
         """
         count = end - start
         reserve = skbs.pfmemalloc.count(1)
@@ -211,7 +211,7 @@ class NetDevice:
 
     def _judge(self, groups: list[Group]) -> list[int] | None:
         """The one verdict for all frames of each group; None if a group would have two."""
-        room: dict[Sock, int] = {}
+        takers: set[Sock] = set()
         verdicts = []
         for kind, pfmemalloc, count in groups:
             receiver = kind.receiver
@@ -224,13 +224,11 @@ class NetDevice:
             elif pfmemalloc and not receiver.memalloc and self.switches.skb_pfmemalloc:
                 verdicts.append(PFMEMALLOC)
             else:
-                left = room.get(receiver)
-                if left is None:
-                    left = max(0, receiver.rcvbuf - receiver.rmem_alloc) // self.ring.truesize
-                if 0 < left < count:
+                room = max(0, receiver.rcvbuf - receiver.rmem_alloc) // self.ring.truesize
+                if 0 < room < count or receiver in takers:
                     return None
-                verdicts.append(DELIVERED if left else SOCKET_RCVBUFF)
-                room[receiver] = max(0, left - count)
+                takers.add(receiver)
+                verdicts.append(DELIVERED if room else SOCKET_RCVBUFF)
         return verdicts
 
     def _settle(self, group: Group, verdict: int, skbs: SkbColumns) -> None:

@@ -50,15 +50,20 @@ class TcpReceiveQueue:
         while queue and queue[0][0] <= self.copied_seq:
             first_end, _serial, step, skbs = heapq.heappop(queue)
             if isinstance(skbs, SkBuff):
+                self._free_columns(done)
                 self._free(skbs)
+                done = self.skb_memory.no_rx_skbs()
                 continue
             count = (self.copied_seq - first_end) // step + 1 if step else len(skbs)
             if count < len(skbs):
                 self._push(first_end + count * step, step, skbs)
                 skbs = skbs.take(count)
             done.extend(skbs)
-        self.sk.rmem_alloc -= len(done) * done.truesize
-        self.skb_memory.kfree_columns(done)
+        self._free_columns(done)
+
+    def _free_columns(self, skbs: SkbColumns) -> None:
+        self.sk.rmem_alloc -= len(skbs) * skbs.truesize
+        self.skb_memory.kfree_columns(skbs)
 
     def _free(self, skb: SkBuff) -> None:
         self.sk.rmem_alloc -= skb.truesize
