@@ -117,9 +117,9 @@ class Classifier:
         is_ip = protocols == ETH_P_IP
         codes: Codes = np.where(is_ip & (ip_protocol == IPPROTO_UDP), self._udp_code[column(headers, 36, ">u2")], STACK)
         swap = is_ip & (ip_protocol == IPPROTO_TCP) & (column(headers, 34, ">u2") == self._server_port)
+        swap &= column(headers, 26, ">u4") == self._server
         has_swap = bool(swap.any())
         if has_swap:
-            swap &= column(headers, 26, ">u4") == self._server
             codes[swap] = SWAP
         stack = codes == STACK
         if stack.any():

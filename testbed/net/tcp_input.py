@@ -43,20 +43,23 @@ class TcpReceiveQueue:
         heapq.heappush(self._queue, (first_end, self._serial, step, skbs))
 
     def copied(self, size: int) -> None:
-        """The reader has copied `size` more bytes: free what lies wholly before (`tcp_cleanup_rbuf`)."""
+        """The reader has copied `size` more bytes: free what lies wholly before, in order (`tcp_cleanup_rbuf`)."""
         self.copied_seq += size
         queue = self._queue
         done = self.skb_memory.no_rx_skbs()
         while queue and queue[0][0] <= self.copied_seq:
-            first_end, _serial, step, skbs = heapq.heappop(queue)
+            first_end, serial, step, skbs = heapq.heappop(queue)
             if isinstance(skbs, SkBuff):
                 self._free_columns(done)
                 self._free(skbs)
                 done = self.skb_memory.no_rx_skbs()
                 continue
-            count = (self.copied_seq - first_end) // step + 1 if step else len(skbs)
+            until = self.copied_seq
+            if queue and queue[0][0] <= until:
+                until = queue[0][0] - (queue[0][1] < serial)
+            count = (until - first_end) // step + 1 if step else len(skbs)
             if count < len(skbs):
-                self._push(first_end + count * step, step, skbs)
+                heapq.heappush(queue, (first_end + count * step, serial, step, skbs))
                 skbs = skbs.take(count)
             done.extend(skbs)
         self._free_columns(done)
