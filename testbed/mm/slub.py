@@ -47,6 +47,7 @@ class KmemCache:
         self.inuse = 0
         self._cpu_slab: Slab | None = None
         self._partial: OrderedDict[Slab, None] = OrderedDict()
+        self._nr_partial_pfmemalloc = 0
         self._unused: list[Slab] = []
         self._switches = page_alloc.switches
         self._vmstat = page_alloc.vmstat
@@ -160,8 +161,7 @@ class KmemCache:
         nr_partial = len(partial) + (count > 1 and not slab.partial)
         if slab.free == slab.objects and nr_partial >= self.min_partial:
             if slab.partial:
-                del partial[slab]
-                slab.partial = False
+                self._del_partial(slab)
             empty.append(slab)
         elif not slab.partial:
             self._add_partial(slab)
@@ -203,13 +203,24 @@ class KmemCache:
 
     def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
         """`get_partial_node`: the first partial slab that this caller may use becomes the CPU slab."""
+        if not self._partial:
+            return None
+        if not self._nr_partial_pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
+            return self._take_listed(next(iter(self._partial)))
+        if self._nr_partial_pfmemalloc == len(self._partial):
+            self._vmstat.slab_pfmemalloc_mismatch += self._nr_partial_pfmemalloc
+            return None
+        skipped = 0
         for slab in self._partial:
-            if not slab.pfmemalloc or self._may_take(slab, gfp_mask, current):
-                del self._partial[slab]
-                slab.partial = False
-                return self._take_from(slab)
-            self._vmstat.slab_pfmemalloc_mismatch += 1
-        return None
+            if not slab.pfmemalloc:
+                break
+            skipped += 1
+        self._vmstat.slab_pfmemalloc_mismatch += skipped
+        return self._take_listed(slab)
+
+    def _take_listed(self, slab: Slab) -> Slab:
+        self._del_partial(slab)
+        return self._take_from(slab)
 
     def _take_new(self, page: Page, gfp_mask: int, current: Task) -> Slab:
         """`new_slab`: take the first object; a slab that this caller may not use is put aside after that."""
@@ -241,11 +252,16 @@ class KmemCache:
     def _add_partial(self, slab: Slab) -> None:
         slab.partial = True
         self._partial[slab] = None
+        self._nr_partial_pfmemalloc += slab.pfmemalloc
+
+    def _del_partial(self, slab: Slab) -> None:
+        slab.partial = False
+        del self._partial[slab]
+        self._nr_partial_pfmemalloc -= slab.pfmemalloc
 
     def _discard(self, slab: Slab) -> None:
         if slab.partial:
-            del self._partial[slab]
-            slab.partial = False
+            self._del_partial(slab)
         self._discard_bulk([slab])
 
 

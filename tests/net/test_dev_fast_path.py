@@ -57,6 +57,13 @@ class PlainCache(KmemCache):
                 taken.extend([slab] * more)
         return taken
 
+    def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
+        for slab in self._partial:
+            if not slab.pfmemalloc or self._may_take(slab, gfp_mask, current):
+                return self._take_listed(slab)
+            self._vmstat.slab_pfmemalloc_mismatch += 1
+        return None
+
     def free_bulk(self, slabs: list[Slab]) -> None:
         for slab in slabs:
             self.free(slab)
