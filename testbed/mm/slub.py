@@ -74,17 +74,56 @@ class KmemCache:
     def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """`kmem_cache_alloc_bulk`: up to `count` objects, fewer only where `alloc` would have failed."""
         taken: list[Slab] = []
-        while len(taken) < count:
-            slab = self._take_fast(gfp_mask, current) or self._take_partial(gfp_mask, current)
-            if slab is None:
-                return taken + self._take_new_bulk(count - len(taken), gfp_mask, current)
+        slab = self._take_fast(gfp_mask, current) if count else None
+        if slab is not None:
             taken.append(slab)
-            if slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True):
-                more = min(slab.free, count - len(taken))
+            if self._may_take(slab, gfp_mask, current, fast=True):
+                more = min(slab.free, count - 1)
                 slab.free -= more
                 self.inuse += more
                 taken.extend([slab] * more)
+        if len(taken) < count and self._partial:
+            taken += self._take_partial_bulk(count - len(taken), gfp_mask, current)
+        if len(taken) < count:
+            taken += self._take_new_bulk(count - len(taken), gfp_mask, current)
         return taken
+
+    def _take_partial_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        """Up to `count` objects of the partial slabs that this caller may use, one slab used up after the other."""
+        allowed = not self._nr_partial_pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches)
+        if not allowed and self._nr_partial_pfmemalloc == len(self._partial):
+            self._vmstat.slab_pfmemalloc_mismatch += len(self._partial)
+            return []
+        chosen: list[Slab] = []
+        taken: list[Slab] = []
+        skipped = mismatches = 0
+        for slab in self._partial:
+            if slab.pfmemalloc and not allowed:
+                skipped += 1
+                continue
+            mismatches += skipped
+            chosen.append(slab)
+            taken += [slab] * slab.free
+            if len(taken) >= count:
+                break
+        else:
+            mismatches += skipped
+        self._vmstat.slab_pfmemalloc_mismatch += mismatches
+        for slab in chosen:
+            self._del_partial(slab)
+            slab.free = 0
+        if chosen:
+            self._replace_cpu_slab(chosen[-1], len(taken) - count)
+        del taken[count:]
+        self.inuse += len(taken)
+        return taken
+
+    def _replace_cpu_slab(self, slab: Slab, free: int) -> None:
+        """Make `slab` the CPU slab, with so many objects left (none if that is negative)."""
+        if self._cpu_slab is not None:
+            self._deactivate()
+        slab.free = max(0, free)
+        self._cpu_slab = slab
 
     def _take_new_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """Up to `count` objects of new slabs, when no other will do; whoever gets a new page may use all of it."""
@@ -99,11 +138,8 @@ class KmemCache:
         taken = slabs * size
         for number in range(size):
             taken[number::size] = slabs
-        slabs[-1].free = len(taken) - count if len(taken) > count else 0
+        self._replace_cpu_slab(slabs[-1], len(taken) - count)
         del taken[count:]
-        if self._cpu_slab is not None:
-            self._deactivate()
-        self._cpu_slab = slabs[-1]
         self.inuse += len(taken)
         return taken
 

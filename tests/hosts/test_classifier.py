@@ -61,7 +61,7 @@ def block_of(slots: list[bytes], *, gso: bool) -> FrameBlock:
         headers=rows[:, offset : offset + HEADER_BYTES],
         vnet=rows[:, offset - 10 : offset] if gso else None,
     )
-    return FrameBlock(ring, 0, len(slots))  # type: ignore[arg-type]
+    return FrameBlock(ring, 0, len(slots))
 
 
 def seen(batch: RxBatch, others: np.ndarray | None) -> tuple[object, ...]:  # type: ignore[type-arg]
