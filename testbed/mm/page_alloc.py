@@ -50,10 +50,13 @@ class PageAllocator:
     def get_page_from_freelist(self, mark: int, alloc_flags: int = 0) -> Page | None:
         """One page if free pages exceed `mark` as lowered by `alloc_flags`; with ALLOC_NO_WATERMARKS, any page."""
         free = self.zone.free
-        if alloc_flags & ALLOC_NO_WATERMARKS:
-            if not free:
-                return None
-        elif not zone_watermark_ok(len(free), mark, alloc_flags):
+        if not alloc_flags:
+            enough = len(free) > mark
+        elif alloc_flags & ALLOC_NO_WATERMARKS:
+            enough = bool(free)
+        else:
+            enough = zone_watermark_ok(len(free), mark, alloc_flags)
+        if not enough:
             return None
         page = free.pop()
         self.vmstat.pgalloc += 1
