@@ -7,13 +7,14 @@ which is what the ledger files them under.
 from __future__ import annotations
 
 import socket
+import struct
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from testbed.lab.packet_ring import FrameBlock
-from testbed.net.dev import ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Receiver, RxBatch
+from testbed.lab.packet_ring import PLAIN_OFFSET, STATUS_VLAN_VALID, FrameBlock
+from testbed.net.dev import ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Kind, RxBatch
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
 
@@ -23,6 +24,15 @@ OTHERHOST = -1
 STACK = 0
 SWAP = 1
 ETHERNET_IPV4_TCP = 14 + 20
+
+FEW = 8
+"""Up to so many frames it is quicker to look at each by itself."""
+
+_HEADERS = "HI6xH2xH5xB2xI4xII4xBB"
+PLAIN_LAYOUT = struct.Struct(f">B3B{PLAIN_OFFSET - 4}x{_HEADERS}")
+"""Status, three bytes that nobody looks at without gso, then the fields of Ethernet, IPv4, ports and TCP."""
+GSO_LAYOUT = struct.Struct(f">B{PLAIN_OFFSET - 1}xxB2xBB4x{_HEADERS}")
+"""The same with the virtio header's gso_type and gso_size (low byte, high byte)."""
 
 Codes = npt.NDArray[np.int64]
 
@@ -41,23 +51,65 @@ class Classifier:
         self, mac: str, server: tuple[str, int], swap_queue: TcpReceiveQueue, sockets: dict[int, Sock], *, gso: bool
     ) -> None:
         octets = bytes.fromhex(mac.replace(":", ""))
-        self._mac_high = int.from_bytes(octets[:2], "big")
-        self._mac_low = int.from_bytes(octets[2:], "big")
+        self._mac = int.from_bytes(octets[:2], "big"), int.from_bytes(octets[2:], "big")
         self._server = int.from_bytes(socket.inet_aton(server[0]), "big")
         self._server_port = server[1]
         self._swap_queue = swap_queue
         self._gso = gso
-        self._receivers: list[Receiver] = [None, swap_queue, *sockets.values()]
-        self._names = ["stack", "swap", *(sk.name for sk in sockets.values())]
+        self._kinds = [Kind(ETH_P_IP, None, "ip"), Kind(ETH_P_IP, swap_queue, "swap")]
+        self._kinds += [Kind(ETH_P_IP, sk, sk.name) for sk in sockets.values()]
+        self._stack_kinds: dict[tuple[int, int], int] = {}
         self._udp_code = np.zeros(65536, np.int64)
-        for code, port in enumerate(sockets, start=2):
+        self._udp_code_of = {port: code for code, port in enumerate(sockets, start=2)}
+        for port, code in self._udp_code_of.items():
             self._udp_code[port] = code
+        self.layout = GSO_LAYOUT if gso else PLAIN_LAYOUT
         self._first_seq: int | None = None
         self.attached = False
         """Whether the swap connection's stream offsets are known to the receive queue yet."""
 
     def classify(self, block: FrameBlock) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
         """The block as the receive path wants it, and which frames are for another host (None: none are)."""
+        return self.classify_few(block) if block.count <= FEW else self.classify_many(block)
+
+    def classify_few(self, block: FrameBlock) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
+        """`classify` frame by frame."""
+        codes, others, tcp = [], [], []
+        for fields in block.unpacked(self.layout):
+            status, gso_type, size_low, size_high, high, low, protocol, total, ip_protocol, source, ports = fields[:11]
+            others.append(status & STATUS_VLAN_VALID or not (high & 0x100 or (high, low) == self._mac))
+            is_ip = protocol == ETH_P_IP
+            code = self._udp_code_of.get(ports & 0xFFFF, STACK) if is_ip and ip_protocol == IPPROTO_UDP else STACK
+            segment = (0, 1, size_low | size_high << 8)
+            if is_ip and ip_protocol == IPPROTO_TCP and (source, ports >> 16) == (self._server, self._server_port):
+                code = SWAP
+                segment = self._tcp_segment(total, fields[11:], gso_type, segment[2])
+            if code == STACK:
+                code = self._stack_code((protocol, ip_protocol if is_ip else 0))
+            codes.append(code)
+            tcp.append(segment)
+        batch = self._batch(np.array(codes, np.int64))
+        if SWAP in codes:
+            batch.end_seq = [end_seq for end_seq, _, _ in tcp]
+            if self._gso:
+                batch.segments = [segments for _, segments, _ in tcp]
+                batch.gso_size = [size for _, _, size in tcp]
+        return batch, np.array(others, np.bool_) if any(others) else None
+
+    def _tcp_segment(self, total: int, tcp: tuple[int, int, int], gso_type: int, size: int) -> tuple[int, int, int]:
+        """(end_seq, segments, gso_size) of one frame of the swap connection."""
+        seq, offset, flags = tcp
+        payload = total - 20 - (offset >> 4 << 2)
+        if self._first_seq is None and flags & TCP_SYN_ACK == TCP_SYN_ACK:
+            self._first_seq = seq + 1
+        end_seq = 0
+        if self.attached and self._first_seq is not None and payload > 0:
+            copied = self._swap_queue.copied_seq
+            end_seq = copied + ((seq + payload - self._first_seq - copied + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+        return end_seq, max(1, -(-payload // size)) if self._gso and gso_type and size else 1, size
+
+    def classify_many(self, block: FrameBlock) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
+        """`classify` by columns."""
         headers = block.headers
         protocols = column(headers, 12, ">u2")
         addressed = self._addressed(headers, block)
@@ -65,21 +117,41 @@ class Classifier:
         is_ip = protocols == ETH_P_IP
         codes: Codes = np.where(is_ip & (ip_protocol == IPPROTO_UDP), self._udp_code[column(headers, 36, ">u2")], STACK)
         swap = is_ip & (ip_protocol == IPPROTO_TCP) & (column(headers, 34, ">u2") == self._server_port)
+        swap &= column(headers, 26, ">u4") == self._server
         has_swap = bool(swap.any())
         if has_swap:
-            swap &= column(headers, 26, ">u4") == self._server
             codes[swap] = SWAP
-        names = [self._names[code] for code in codes.tolist()]
-        for index in np.flatnonzero(codes == STACK).tolist():
-            names[index] = stack_name(int(protocols[index]), int(ip_protocol[index]))
-        batch = RxBatch(protocols.tolist(), [self._receivers[code] for code in codes.tolist()], names)
+        stack = codes == STACK
+        if stack.any():
+            codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack])
+        batch = self._batch(codes)
         if has_swap:
             self._add_tcp(batch, block, swap)
         return batch, None if addressed.all() else ~addressed
 
+    def _stack_codes(self, protocols: Codes, ip_protocols: Codes) -> list[int]:
+        """Codes of frames that are for the stack itself: one for each protocol that has been seen."""
+        keys = zip(protocols.tolist(), ip_protocols.tolist(), strict=True)
+        return [self._stack_code(key) for key in keys]
+
+    def _stack_code(self, key: tuple[int, int]) -> int:
+        code = self._stack_kinds.get(key)
+        if code is None:
+            code = self._stack_kinds[key] = len(self._kinds)
+            self._kinds.append(Kind(key[0], None, stack_name(*key)))
+        return code
+
+    def _batch(self, codes: Codes) -> RxBatch:
+        """The frames with these codes, numbered among the kinds that occur."""
+        first = int(codes[0])
+        if (codes == first).all():
+            return RxBatch.of_kinds(np.zeros(len(codes), np.intp), [self._kinds[first]])
+        present, numbers = np.unique(codes, return_inverse=True)
+        return RxBatch.of_kinds(numbers, [self._kinds[code] for code in present.tolist()])
+
     def _addressed(self, headers: npt.NDArray[np.uint8], block: FrameBlock) -> npt.NDArray[np.bool_]:
-        mine: npt.NDArray[np.bool_] = column(headers, 2, ">u4") == self._mac_low
-        mine &= column(headers, 0, ">u2") == self._mac_high
+        mine: npt.NDArray[np.bool_] = column(headers, 2, ">u4") == self._mac[1]
+        mine &= column(headers, 0, ">u2") == self._mac[0]
         mine |= (headers[:, 0] & 1).astype(np.bool_)
         mine &= ~block.vlan[1]
         return mine

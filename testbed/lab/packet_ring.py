@@ -33,8 +33,8 @@ STATUS_USER, STATUS_CSUM_NOT_READY, STATUS_VLAN_VALID = 0x1, 0x8, 0x10
 
 _TPACKET_V2 = 1
 _ARPHRD_ETHER = 1
-_PLAIN_OFFSET = 66
-_GSO_OFFSET = _PLAIN_OFFSET + VNET_HEADER
+PLAIN_OFFSET = 66
+GSO_OFFSET = PLAIN_OFFSET + VNET_HEADER
 _MAX_GSO_FRAME = 65536 + 14 + 4
 _BLOCK = 1 << 20
 _PAGE = mmap.PAGESIZE
@@ -136,6 +136,14 @@ class FrameBlock:
         """Bytes in front of each Ethernet header at `addresses`: 10 with gso, else 0."""
         return self._ring.prefix
 
+    def unpacked(self, layout: struct.Struct) -> list[tuple[Any, ...]]:
+        """Fields of each slot from its first byte on; the Ethernet header is at PLAIN_OFFSET, or GSO_OFFSET with gso.
+
+        For a few frames this is quicker than columns.
+        """
+        view, size, unpack = self._ring.view, self._ring.slot_size, layout.unpack_from
+        return [unpack(view, slot * size) for slot in range(self.start, self.stop)]
+
     def frame(self, number: int) -> memoryview:
         """The whole of one frame (0 <= number < count) from its Ethernet header, as far as it was captured."""
         if not 0 <= number < self.count:
@@ -182,7 +190,7 @@ class PacketRing:
 
     def _make_ring(self, slots: int) -> tuple[int, int]:
         """Ask the kernel for the ring; (bytes per slot, number of slots: at least as many as asked for)."""
-        size = _slot_size(_GSO_OFFSET + _MAX_GSO_FRAME if self.gso else _PLAIN_OFFSET + self.mtu + 14 + 4)
+        size = _slot_size(GSO_OFFSET + _MAX_GSO_FRAME if self.gso else PLAIN_OFFSET + self.mtu + 14 + 4)
         per_block = min(_BLOCK // size, -(-slots * size // _PAGE) * _PAGE // size)
         blocks = -(-slots // per_block)
         option = self._socket.setsockopt
@@ -197,10 +205,10 @@ class PacketRing:
         self._memory = mmap.mmap(
             self._socket.fileno(), self.slots * self.slot_size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE
         )
-        self._view = memoryview(self._memory)
+        self.view = memoryview(self._memory)
         rows = np.frombuffer(self._memory, np.uint8).reshape(self.slots, self.slot_size)
         words, shorts = rows.view(np.uint32), rows.view(np.uint16)
-        offset = self.frame_offset = _GSO_OFFSET if self.gso else _PLAIN_OFFSET
+        offset = self.frame_offset = GSO_OFFSET if self.gso else PLAIN_OFFSET
         self.status: Words = words[:, 0]
         self.lengths: Words = words[:, 1]
         self.captured: Words = words[:, 2]
@@ -250,7 +258,7 @@ class PacketRing:
     def frame(self, slot: int) -> memoryview:
         """The frame in one slot, as far as it was captured."""
         begin = slot * self.slot_size + self.frame_offset
-        return self._view[begin : begin + int(self.captured[slot])]
+        return self.view[begin : begin + int(self.captured[slot])]
 
     def statistics(self) -> tuple[int, int]:
         """(packets put into the ring, packets dropped because no slot was free) since the ring was opened."""
@@ -285,7 +293,7 @@ class PacketRing:
 
 
 _VIEWS = (
-    *("_view", "status", "lengths", "captured", "offsets", "seconds", "nanoseconds"),
+    *("view", "status", "lengths", "captured", "offsets", "seconds", "nanoseconds"),
     *("vlan_tci", "vlan_protocols", "headers", "vnet", "addresses", "_memory"),
 )
 

@@ -23,7 +23,7 @@ from testbed.mm.page import Page
 from testbed.mm.sched import Task
 from testbed.mm.vmstat import VmStat
 from testbed.mm.wait import RunQueue, WaitQueue
-from testbed.mm.zone import Zone, zone_watermark_ok
+from testbed.mm.zone import Zone, lowered_mark, zone_watermark_ok
 from testbed.patches import Switches
 
 HZ_OVER_50 = 0.02
@@ -51,10 +51,13 @@ class PageAllocator:
     def get_page_from_freelist(self, mark: int, alloc_flags: int = 0) -> Page | None:
         """One page if free pages exceed `mark` as lowered by `alloc_flags`; with ALLOC_NO_WATERMARKS, any page."""
         free = self.zone.free
-        if alloc_flags & ALLOC_NO_WATERMARKS:
-            if not free:
-                return None
-        elif not zone_watermark_ok(len(free), mark, alloc_flags):
+        if not alloc_flags:
+            enough = len(free) > mark
+        elif alloc_flags & ALLOC_NO_WATERMARKS:
+            enough = bool(free)
+        else:
+            enough = zone_watermark_ok(len(free), mark, alloc_flags)
+        if not enough:
             return None
         page = free.pop()
         self.vmstat.pgalloc += 1
@@ -66,6 +69,39 @@ class PageAllocator:
         if page is None and not gfp_mask & GFP_NOWARN:
             self.vmstat.page_allocation_failure += 1
         return page
+
+    def alloc_pages_nowait(self, count: int, gfp_mask: int, current: Task) -> list[Page]:
+        """`alloc_page_nowait` until it fails, `count` times at most; kswapd is woken once for all of them."""
+        zone = self.zone
+        pages = self._take(min(count, len(zone.free) - zone.watermarks.low))
+        if len(pages) == count:
+            return pages
+        self.wakeup_kswapd()
+        alloc_flags = gfp_to_alloc_flags(gfp_mask, current, self.switches)
+        mark = lowered_mark(zone.watermarks.min, alloc_flags)
+        pages += self._take(min(count - len(pages), len(zone.free) - mark))
+        wanted = count - len(pages)
+        if wanted and alloc_flags & ALLOC_NO_WATERMARKS:
+            reserve = self._take(min(wanted, len(zone.free)))
+            self._mark_reserve(reserve, gfp_mask, current)
+            pages += reserve
+            self.vmstat.no_watermark_failures += len(pages) < count
+        elif wanted:
+            self._count_refusal(gfp_mask, current)
+        if len(pages) < count and not gfp_mask & GFP_NOWARN:
+            self.vmstat.page_allocation_failure += 1
+        zone.nr_free_min = min(zone.nr_free_min, len(zone.free))
+        return pages
+
+    def _take(self, count: int) -> list[Page]:
+        """The top `count` pages of the free list; none if that is not positive."""
+        if count <= 0:
+            return []
+        free = self.zone.free
+        pages = free[: -count - 1 : -1]
+        del free[-count:]
+        self.vmstat.pgalloc += count
+        return pages
 
     def _alloc_without_reclaim(self, gfp_mask: int, current: Task) -> Page | None:
         page = self.get_page_from_freelist(self.zone.watermarks.low)
@@ -87,19 +123,25 @@ class PageAllocator:
         return page
 
     def _alloc_from_reserve(self, gfp_mask: int, current: Task) -> Page | None:
-        vmstat = self.vmstat
         page = self.get_page_from_freelist(0, ALLOC_NO_WATERMARKS)
         if page is None:
-            vmstat.no_watermark_failures += 1
+            self.vmstat.no_watermark_failures += 1
             return None
-        vmstat.no_watermark_allocs += 1
-        if gfp_mask & GFP_MEMALLOC and self.switches.gfp_memalloc:
-            vmstat.gfp_memalloc_allocs += 1
-        elif current.serving_softirq:
-            vmstat.softirq_pf_memalloc_allocs += 1
-        page.from_reserve = True
-        page.pfmemalloc = self.switches.slab_pfmemalloc
+        self._mark_reserve([page], gfp_mask, current)
         return page
+
+    def _mark_reserve(self, pages: list[Page], gfp_mask: int, current: Task) -> None:
+        """Count pages that came from the reserve by what let them through; patch 02 marks them."""
+        vmstat = self.vmstat
+        vmstat.no_watermark_allocs += len(pages)
+        if gfp_mask & GFP_MEMALLOC and self.switches.gfp_memalloc:
+            vmstat.gfp_memalloc_allocs += len(pages)
+        elif current.serving_softirq:
+            vmstat.softirq_pf_memalloc_allocs += len(pages)
+        pfmemalloc = self.switches.slab_pfmemalloc
+        for page in pages:
+            page.from_reserve = True
+            page.pfmemalloc = pfmemalloc
 
     def _count_refusal(self, gfp_mask: int, current: Task) -> None:
         """Requests that patch 04 or 05 would have let through: the occasions that show the switch took effect."""
@@ -164,6 +206,13 @@ class PageAllocator:
         page.reset()
         self.zone.free.append(page)
         self._freed(1)
+
+    def free_slab_pages(self, pages: list[Page]) -> None:
+        """`free_pages` for pages that were slabs: nothing but the way they were allocated is to be forgotten."""
+        for page in pages:
+            page.pfmemalloc = page.from_reserve = False
+        self.zone.free += pages
+        self._freed(len(pages))
 
     def _freed(self, count: int) -> None:
         zone = self.zone

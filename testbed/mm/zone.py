@@ -49,12 +49,16 @@ class Zone:
 
 
 def zone_watermark_ok(free: int, mark: int, alloc_flags: int) -> bool:
-    """`zone_watermark_ok` for order 0: would `free` pages still satisfy `mark` pages under these flags?
+    """`zone_watermark_ok` for order 0: would `free` pages still satisfy `mark` pages under these flags?"""
+    return free > lowered_mark(mark, alloc_flags)
 
-    ALLOC_HIGH halves the mark and ALLOC_HARDER takes a quarter off what is left, so GFP_ATOMIC stops at 3/8.
+
+def lowered_mark(mark: int, alloc_flags: int) -> int:
+    """The pages that must be left after all: ALLOC_HIGH halves the mark and ALLOC_HARDER takes a quarter off what is
+    left, so GFP_ATOMIC stops at 3/8.
     """
     if alloc_flags & ALLOC_HIGH:
         mark -= mark // 2
     if alloc_flags & ALLOC_HARDER:
         mark -= mark // 4
-    return free > mark
+    return mark

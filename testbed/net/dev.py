@@ -7,14 +7,16 @@ receive buffer, queue. Each frame ends in exactly one `DropReason`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
 from testbed.net.drop_reason import DropReason
-from testbed.net.skbuff import SkbMemory, SkBuff
+from testbed.net.skbuff import SkbColumns, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
@@ -39,28 +41,65 @@ RX_MISSED = int(DropReason.RX_MISSED)
 Receiver = Sock | TcpReceiveQueue | None
 """Who a frame is for: a datagram socket, a TCP socket, or None for the stack itself (ARP, ICMP, no socket)."""
 
+Group = tuple["Kind", bool, int]
+"""Frames of one poll that are alike: their kind, whether they lie in reserve memory, how many."""
+
 Tally = dict[tuple[int, "str", bool], int]
 """Frames by (DropReason, socket name, lies in reserve memory)."""
 
 
-@dataclass(slots=True)
+class Kind(NamedTuple):
+    """What frames of one kind have in common: EtherType, receiver, and what the ledger calls their destination."""
+
+    protocol: int
+    receiver: Receiver
+    name: str
+
+
 class RxBatch:
-    """Frames in order of arrival, one entry each in all lists.
+    """Frames in order of arrival: frame i is of the kind `kinds[codes[i]]`. The lists have one entry for each frame.
 
     `segments` is how many wire frames a GSO frame stands for and `gso_size` the bytes of data in each but the last;
-    `end_seq` the stream offset at which a TCP frame's data ends; `names` what the ledger calls the frame's
-    destination. The receive path fills `verdicts`, and `cut` for a GSO frame of which only some segments (True) got
-    through.
+    `end_seq` the stream offset at which a TCP frame's data ends. The receive path fills `verdicts`, and `cut` for a
+    GSO frame of which only some segments (True) got through.
     """
 
-    protocols: Sequence[int]
-    receivers: Sequence[Receiver]
-    names: Sequence[str]
-    segments: Sequence[int] | None = None
-    end_seq: Sequence[int] | None = None
-    gso_size: Sequence[int] | None = None
-    verdicts: list[int] = field(default_factory=list)
-    cut: dict[int, list[bool]] = field(default_factory=dict)
+    __slots__ = ("codes", "cut", "end_seq", "gso_size", "kinds", "segments", "verdicts")
+
+    def __init__(  # noqa: PLR0917
+        self,
+        protocols: Sequence[int],
+        receivers: Sequence[Receiver],
+        names: Sequence[str],
+        segments: Sequence[int] | None = None,
+        end_seq: Sequence[int] | None = None,
+        gso_size: Sequence[int] | None = None,
+    ) -> None:
+        numbers: dict[tuple[int, int, str], int] = {}
+        frames = [Kind(*frame) for frame in zip(protocols, receivers, names, strict=True)]
+        self.kinds: list[Kind] = []
+        codes = []
+        for kind in frames:
+            code = numbers.setdefault((kind.protocol, id(kind.receiver), kind.name), len(self.kinds))
+            if code == len(self.kinds):
+                self.kinds.append(kind)
+            codes.append(code)
+        self.codes: npt.NDArray[np.intp] = np.array(codes, np.intp)
+        self.segments = segments
+        self.end_seq = end_seq
+        self.gso_size = gso_size
+        self.verdicts: list[int] = []
+        self.cut: dict[int, list[bool]] = {}
+
+    @classmethod
+    def of_kinds(cls, codes: npt.NDArray[np.intp], kinds: list[Kind]) -> RxBatch:
+        """A batch whose frames have been sorted into kinds already."""
+        batch = cls((), (), ())
+        batch.codes, batch.kinds = codes, kinds
+        return batch
+
+    def __len__(self) -> int:
+        return len(self.codes)
 
 
 class NetDevice:
@@ -84,7 +123,7 @@ class NetDevice:
         self.netstat = netstat
         self.switches = socket_memory.switches
         self.ring_size = ring_size
-        self.ring: deque[SkBuff] = deque()
+        self.ring = skb_memory.no_rx_skbs()
         self.ptype_all: list[Sock] = []
         self.softirq = Task("softirq")
         self.softirq.serving_softirq = True
@@ -111,46 +150,185 @@ class NetDevice:
         self._tally(self._counts)
 
     def _receive_plain(self, batch: RxBatch) -> None:
-        """A batch of single frames: whole polls in reserve memory are settled per socket, not per frame."""
-        position, total = 0, len(batch.protocols)
+        """A batch of single frames without taps: polls are settled kind by kind, where that comes to the same."""
+        position, total = 0, len(batch)
         while position < total:
             if not self.ring:
                 self.alloc_rx_buffers()
             if not self.ring:
                 self._miss(batch, position, total)
                 return
-            end = min(total, position + NAPI_POLL_WEIGHT, position + len(self.ring))
-            popleft = self.ring.popleft
-            skbs = [popleft() for _ in range(end - position)]
-            for index, skb in enumerate(skbs, start=position):
-                batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
+            skbs = self.ring.take(min(total - position, NAPI_POLL_WEIGHT))
+            end = position + len(skbs)
+            if not self._poll_kinds(skbs, batch, position, end):
+                for index, skb in enumerate(skbs, start=position):
+                    batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
             self.netstat.rx_packets += len(skbs)
             self.alloc_rx_buffers()
             position = end
 
+    def _poll_kinds(self, skbs: SkbColumns, batch: RxBatch, start: int, end: int) -> bool:
+        """Receive a poll's frames by kind and memory; False, with nothing done, if their order matters.
+
+        It does for TCP, where a socket has room for some of its frames only, and where two kinds share a socket.
+        """
+        count = end - start
+        reserve = skbs.pfmemalloc.count(1)
+        if len(batch.kinds) == 1 and reserve in (0, count):
+            group = (batch.kinds[0], reserve > 0, count)
+            verdicts = self._judge([group])
+            if verdicts is None:
+                return False
+            batch.verdicts += verdicts * count
+            self._settle(group, verdicts[0], skbs)
+            if not _is_queued(group[0], verdicts[0]):
+                self.skb_memory.kfree_columns(skbs)
+            return True
+        return self._poll_mixed(skbs, batch, start, end)
+
+    def _poll_mixed(self, skbs: SkbColumns, batch: RxBatch, start: int, end: int) -> bool:
+        """`_poll_kinds` for frames of several kinds, or partly in reserve memory."""
+        keys = batch.codes[start:end] * 2 + np.frombuffer(skbs.pfmemalloc, np.uint8)
+        numbers = np.bincount(keys)
+        present = np.flatnonzero(numbers).tolist()
+        groups = [(batch.kinds[key >> 1], key & 1 == 1, int(numbers[key])) for key in present]
+        verdicts = self._judge(groups)
+        if verdicts is None:
+            return False
+        freed = np.ones(end - start, np.bool_)
+        verdict_of = np.zeros(len(numbers), np.intp)
+        for key, group, verdict in zip(present, groups, verdicts, strict=True):
+            verdict_of[key] = verdict
+            chosen = skbs
+            if _is_queued(group[0], verdict):
+                mine = keys == key
+                freed &= ~mine
+                chosen = skbs.chosen(mine.tolist())
+            self._settle(group, verdict, chosen)
+        batch.verdicts += verdict_of[keys].tolist()
+        self.skb_memory.kfree_columns(skbs if freed.all() else skbs.chosen(freed.tolist()))
+        return True
+
+    def _judge(self, groups: list[Group]) -> list[int] | None:
+        """The one verdict for all frames of each group; None if a group would have two."""
+        takers: set[Sock] = set()
+        verdicts = []
+        for kind, pfmemalloc, count in groups:
+            receiver = kind.receiver
+            if kind.protocol not in SKB_PFMEMALLOC_PROTOCOLS:
+                verdicts.append(UNHANDLED_PROTO)
+            elif receiver is None:
+                verdicts.append(DELIVERED)
+            elif not isinstance(receiver, Sock):
+                return None
+            elif pfmemalloc and not receiver.memalloc and self.switches.skb_pfmemalloc:
+                verdicts.append(PFMEMALLOC)
+            else:
+                room = max(0, receiver.rcvbuf - receiver.rmem_alloc) // self.ring.truesize
+                if 0 < room < count or receiver in takers:
+                    return None
+                takers.add(receiver)
+                verdicts.append(DELIVERED if room else SOCKET_RCVBUFF)
+        return verdicts
+
+    def _settle(self, group: Group, verdict: int, skbs: SkbColumns) -> None:
+        """Count a group's frames, and queue `skbs` if a socket takes them."""
+        (_protocol, receiver, name), pfmemalloc, count = group
+        netstat = self.netstat
+        if pfmemalloc:
+            self._count_reserve(count)
+        if verdict == UNHANDLED_PROTO:
+            netstat.rx_dropped += count
+        elif verdict == PFMEMALLOC:
+            netstat.PFMemallocDrop += count
+            netstat.InErrors += count
+        elif verdict == SOCKET_RCVBUFF:
+            netstat.RcvbufErrors += count
+            netstat.InErrors += count
+        elif isinstance(receiver, Sock):
+            netstat.InDatagrams += count
+            receiver.rmem_alloc += count * skbs.truesize
+            receiver.receive_queue.extend(skbs)
+        self._count(verdict, name, pfmemalloc, count)
+
     def _receive_each(self, batch: RxBatch) -> None:
         """A batch with GSO frames or TCP data: each frame takes one descriptor for each of its segments."""
-        segments = batch.segments
-        budget = NAPI_POLL_WEIGHT
-        for index in range(len(batch.protocols)):
-            wanted = segments[index] if segments is not None else 1
+        alone = self._single_datagrams(batch)
+        position, total, budget = 0, len(batch), NAPI_POLL_WEIGHT
+        while position < total:
+            wanted = 1 if batch.segments is None else batch.segments[position]
             if len(self.ring) < wanted:
                 self.alloc_rx_buffers()
                 budget = NAPI_POLL_WEIGHT
-            verdicts = [self._receive_segment(batch, index, wanted - 1 - number) for number in range(wanted)]
-            batch.verdicts.append(verdicts[0])
-            if verdicts.count(verdicts[0]) != wanted:
-                self._cut(batch, index, verdicts)
+            if alone[position] and self.ring:
+                end = alone.find(0, position)
+                wanted = min((end if end >= 0 else total) - position, budget, len(self.ring))
+                self._receive_singles(batch, position, wanted)
+                position += wanted
+            else:
+                self._receive_frame(batch, position, wanted)
+                position += 1
             budget -= wanted
             if budget <= 0:
                 self.alloc_rx_buffers()
                 budget = NAPI_POLL_WEIGHT
         self.alloc_rx_buffers()
 
+    def _single_datagrams(self, batch: RxBatch) -> bytes:
+        """1 for each frame that is one segment, not TCP's, and not wanted by a tap."""
+        if self.ptype_all:
+            return bytes(len(batch))
+        plain = np.array([not isinstance(kind.receiver, TcpReceiveQueue) for kind in batch.kinds], np.bool_)
+        alone: npt.NDArray[np.bool_] = plain[batch.codes]
+        if batch.segments is not None:
+            alone &= np.asarray(batch.segments) == 1
+        return alone.tobytes()
+
+    def _receive_singles(self, batch: RxBatch, start: int, count: int) -> None:
+        """`count` frames that are neither TCP's nor GSO's, for which there are descriptors."""
+        skbs = self.ring.take(count)
+        self.netstat.rx_packets += count
+        if not self._poll_kinds(skbs, batch, start, start + count):
+            for index, skb in enumerate(skbs, start=start):
+                batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
+
+    def _receive_frame(self, batch: RxBatch, index: int, wanted: int) -> None:
+        """One frame, segment by segment unless all of them are queued."""
+        if self._tcp_v4_rcv_whole(batch, index, wanted):
+            batch.verdicts.append(DELIVERED)
+            return
+        verdicts = [self._receive_segment(batch, index, wanted - 1 - number) for number in range(wanted)]
+        batch.verdicts.append(verdicts[0])
+        if verdicts.count(verdicts[0]) != wanted:
+            self._cut(batch, index, verdicts)
+
+    def _tcp_v4_rcv_whole(self, batch: RxBatch, index: int, wanted: int) -> bool:
+        """`tcp_v4_rcv` for all segments of a frame; False, with nothing done, unless each is new and finds room."""
+        kind = batch.kinds[batch.codes[index]]
+        queue, ring = kind.receiver, self.ring
+        if not isinstance(queue, TcpReceiveQueue) or batch.end_seq is None or self.ptype_all or len(ring) < wanted:
+            return False
+        step = batch.gso_size[index] if wanted > 1 and batch.gso_size is not None else 0
+        first_end = batch.end_seq[index] - (wanted - 1) * step
+        room = queue.sk.rcvbuf - queue.sk.rmem_alloc
+        reserve = ring.pfmemalloc.count(1, 0, wanted)
+        filtered = reserve and not queue.sk.memalloc and self.switches.skb_pfmemalloc
+        listed = kind.protocol in SKB_PFMEMALLOC_PROTOCOLS
+        if first_end <= queue.copied_seq or wanted * ring.truesize > room or filtered or not listed:
+            return False
+        self.netstat.rx_packets += wanted
+        self._count_reserve(reserve)
+        self.last_pfmemalloc = ring.pfmemalloc[wanted - 1] == 1
+        queue.tcp_queue_segments(ring.take(wanted), first_end, step)
+        for pfmemalloc, count in ((False, wanted - reserve), (True, reserve)):
+            if count:
+                self._count(DELIVERED, kind.name, pfmemalloc, count)
+        return True
+
     def _receive_segment(self, batch: RxBatch, index: int, followers: int) -> int:
         """One segment of a frame, `followers` of which come after it."""
         if not self.ring:
-            self._count(RX_MISSED, batch.names[index], False)
+            self._count(RX_MISSED, batch.kinds[batch.codes[index]].name, False)
             self.netstat.rx_missed += 1
             return RX_MISSED
         self.netstat.rx_packets += 1
@@ -167,28 +345,35 @@ class NetDevice:
         self.netstat.rx_missed += end - start
         for index in range(start, end):
             batch.verdicts.append(RX_MISSED)
-            self._count(RX_MISSED, batch.names[index], False)
+            self._count(RX_MISSED, batch.kinds[batch.codes[index]].name, False)
 
-    def _count(self, reason: int, name: str, pfmemalloc: bool) -> None:
+    def _count(self, reason: int, name: str, pfmemalloc: bool, frames: int = 1) -> None:
         key = (reason, name, pfmemalloc)
         counts = self._counts
-        counts[key] = counts.get(key, 0) + 1
+        counts[key] = counts.get(key, 0) + frames
+
+    def _count_reserve(self, frames: int) -> None:
+        """Count frames in reserve memory by what patch 12 makes of them."""
+        if not frames or not self.socket_memory.memalloc_socks:
+            return
+        if self.switches.receive_pf_memalloc:
+            self.netstat.receive_pf_memalloc += frames
+        else:
+            self.netstat.receive_pf_memalloc_skipped += frames
 
     def _netif_receive_skb(self, skb: SkBuff, batch: RxBatch, index: int, followers: int = 0) -> int:
         """`__netif_receive_skb` for one skb: its verdict. The skb is freed or queued here."""
-        receiver = batch.receivers[index]
+        protocol, receiver, name = batch.kinds[batch.codes[index]]
         pfmemalloc = skb.pfmemalloc
-        verdict = self._check_protocol(skb, batch.protocols[index])
+        verdict = self._check_protocol(skb, protocol)
         if verdict == DELIVERED:
             if receiver is None:
                 self.skb_memory.kfree_skb(skb)
             elif receiver.__class__ is Sock:
                 verdict = self._sock_queue_rcv_skb(receiver, skb)
             else:
-                verdict = self._tcp_v4_rcv(receiver, skb, batch, index, followers)  # type: ignore[arg-type]
-        key = (verdict, batch.names[index], pfmemalloc)
-        counts = self._counts
-        counts[key] = counts.get(key, 0) + 1
+                verdict = self._tcp_v4_rcv(receiver, skb, batch, index, followers)
+        self._count(verdict, name, pfmemalloc)
         return verdict
 
     def _check_protocol(self, skb: SkBuff, protocol: int) -> int:
@@ -254,16 +439,19 @@ class NetDevice:
 
     def read_datagrams(self, sk: Sock, count: int) -> None:
         """The application has read `count` datagrams: free their skbs (`skb_free_datagram`)."""
-        for _ in range(count):
-            skb = sk.receive_queue.popleft()
-            sk.rmem_alloc -= skb.truesize
-            self.skb_memory.kfree_skb(skb)
+        popleft = sk.receive_queue.popleft
+        skbs = [popleft() for _ in range(count)]
+        sk.rmem_alloc -= sum([skb.truesize for skb in skbs])
+        self.skb_memory.kfree_skbs(skbs)
 
     def close(self) -> None:
         """Free the ring's buffers and what taps hold."""
-        self.skb_memory.kfree_skbs(list(self.ring))
-        self.ring.clear()
+        self.skb_memory.kfree_columns(self.ring.take(len(self.ring)))
         for tap in self.ptype_all:
             self.skb_memory.kfree_skbs(list(tap.receive_queue))
             tap.receive_queue.clear()
             tap.rmem_alloc = 0
+
+
+def _is_queued(kind: Kind, verdict: int) -> bool:
+    return verdict == DELIVERED and kind.receiver is not None

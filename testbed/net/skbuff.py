@@ -6,6 +6,8 @@ what marks an skb pfmemalloc. So receive buffers turn pfmemalloc at half of min,
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Final
 
 from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
@@ -34,6 +36,55 @@ class SkBuff:
         self.truesize = truesize
         self.users = 1
         self.origin: SkBuff | None = None
+
+
+class SkbColumns:
+    """Receive skbs in order, a column for each thing that differs: `heads`, `data`, and a byte that is 1 if pfmemalloc.
+
+    All have the same truesize and no clones. An `SkBuff` is made of one only when somebody needs it by itself.
+    """
+
+    __slots__ = ("data", "heads", "pfmemalloc", "truesize")
+
+    def __init__(self, truesize: int, heads: list[Slab], data: list[Slab], pfmemalloc: bytearray) -> None:
+        self.truesize = truesize
+        self.heads = heads
+        self.data = data
+        self.pfmemalloc = pfmemalloc
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[SkBuff]:
+        truesize = self.truesize
+        for head, data, pfmemalloc in zip(self.heads, self.data, self.pfmemalloc, strict=True):
+            yield SkBuff(head, data, pfmemalloc == 1, truesize)
+
+    def extend(self, more: SkbColumns) -> None:
+        """Put the skbs of `more` at the end."""
+        self.heads += more.heads
+        self.data += more.data
+        self.pfmemalloc += more.pfmemalloc
+
+    def take(self, count: int) -> SkbColumns:
+        """Remove the first `count` skbs (or all, if there are fewer)."""
+        taken = SkbColumns(self.truesize, self.heads[:count], self.data[:count], self.pfmemalloc[:count])
+        del self.heads[:count], self.data[:count], self.pfmemalloc[:count]
+        return taken
+
+    def popleft(self) -> SkBuff:
+        """Remove the first skb."""
+        return SkBuff(self.heads.pop(0), self.data.pop(0), self.pfmemalloc.pop(0) == 1, self.truesize)
+
+    def chosen(self, selectors: Iterable[object]) -> SkbColumns:
+        """The skbs whose selector is true."""
+        selectors = list(selectors)
+        return SkbColumns(
+            self.truesize,
+            list(compress(self.heads, selectors)),
+            list(compress(self.data, selectors)),
+            bytearray(compress(self.pfmemalloc, selectors)),
+        )
 
 
 def skb_data_size(payload: int) -> int:
@@ -84,7 +135,7 @@ class SkbMemory:
         objects += reserve
         return objects, len(reserve)
 
-    def alloc_rx_skbs(self, count: int, gfp_mask: int, current: Task, memalloc_socks: int) -> list[SkBuff]:
+    def alloc_rx_skbs(self, count: int, gfp_mask: int, current: Task, memalloc_socks: int) -> SkbColumns:
         """`netdev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
 
         With patch 09, and while there are SOCK_MEMALLOC sockets, these requests carry __GFP_MEMALLOC. When memory is
@@ -96,11 +147,11 @@ class SkbMemory:
         zone = self.node.zone
         plenty = zone.nr_free_pages - count > zone.watermarks.low
         chunk = count if plenty else self.skbuff_head_cache.objects_per_slab
-        skbs: list[SkBuff] = []
+        skbs = self.no_rx_skbs()
         while len(skbs) < count:
             wanted = min(chunk, count - len(skbs))
             taken = self._alloc_rx_chunk(wanted, gfp_mask, current)
-            skbs += taken
+            skbs.extend(taken)
             if len(taken) < wanted:
                 break
         failed = count - len(skbs)
@@ -110,18 +161,18 @@ class SkbMemory:
             self.netstat.rx_skb_reserve_refused += failed
         return skbs
 
-    def _alloc_rx_chunk(self, count: int, gfp_mask: int, current: Task) -> list[SkBuff]:
+    def _alloc_rx_chunk(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
         heads = self.skbuff_head_cache.alloc_bulk(count, gfp_mask, current)
         data, pfmemalloc = self.kmalloc_reserve(self.rx_cache, len(heads), gfp_mask, current)
-        for head in heads[len(data) :]:
-            self.skbuff_head_cache.free(head)
+        self.skbuff_head_cache.free_bulk(heads[len(data) :])
+        del heads[len(data) :]
         self.netstat.rx_skb_pfmemalloc += pfmemalloc
         ordinary = len(data) - pfmemalloc
-        truesize = self.rx_truesize
-        return [
-            SkBuff(head, buffer, position >= ordinary, truesize)
-            for position, (head, buffer) in enumerate(zip(heads, data, strict=False))
-        ]
+        return SkbColumns(self.rx_truesize, heads, data, bytearray(ordinary) + b"\1" * pfmemalloc)
+
+    def no_rx_skbs(self) -> SkbColumns:
+        """An empty list of receive skbs."""
+        return SkbColumns(self.rx_truesize, [], [], bytearray())
 
     def skb_clone(self, skb: SkBuff, gfp_mask: int, current: Task) -> SkBuff | None:
         """`skb_clone`: a second head on the same data, pfmemalloc like the first."""
@@ -144,7 +195,17 @@ class SkbMemory:
         if not owner.users:
             owner.data.cache.free(owner.data)
 
-    def kfree_skbs(self, skbs: list[SkBuff]) -> None:
-        """`kfree_skb` for many."""
-        for skb in skbs:
-            self.kfree_skb(skb)
+    def kfree_skbs(self, skbs: Sequence[SkBuff]) -> None:
+        """`kfree_skb` for many; those whose data nobody else uses go together."""
+        rx_cache = self.rx_cache
+        if any(skb.users != 1 or skb.origin is not None or skb.data.cache is not rx_cache for skb in skbs):
+            for skb in skbs:
+                self.kfree_skb(skb)
+            return
+        self.skbuff_head_cache.free_bulk([skb.head for skb in skbs])
+        rx_cache.free_bulk([skb.data for skb in skbs])
+
+    def kfree_columns(self, skbs: SkbColumns) -> None:
+        """`kfree_skb` for receive skbs."""
+        self.skbuff_head_cache.free_bulk(skbs.heads)
+        self.rx_cache.free_bulk(skbs.data)

@@ -76,17 +76,18 @@ def test_every_kind_of_frame_finds_its_receiver() -> None:
         ether() / IP(src=STRANGER, dst=CLIENT) / ICMP(),
         ether(BROADCAST) / ARP(),
     )
-    batch, others = setting.classifier.classify(frames)  # type: ignore[arg-type]
-    assert batch.receivers == [setting.udp, None, setting.queue, None, None, None]
-    assert batch.names == ["prompt:5000", "udp (no socket)", "swap", "tcp", "icmp", "arp"]
-    assert batch.protocols == [ETH_P_IP] * 5 + [ETH_P_ARP]
+    batch, others = setting.classifier.classify_many(frames)  # type: ignore[arg-type]
+    kinds = [batch.kinds[code] for code in batch.codes]
+    assert [kind.receiver for kind in kinds] == [setting.udp, None, setting.queue, None, None, None]
+    assert [kind.name for kind in kinds] == ["prompt:5000", "udp (no socket)", "swap", "tcp", "icmp", "arp"]
+    assert [kind.protocol for kind in kinds] == [ETH_P_IP] * 5 + [ETH_P_ARP]
     assert others is None
 
 
 def test_frames_for_others_and_tagged_frames_are_told_apart() -> None:
     setting = Setting()
     frames = block(*(ether(mac) / ARP() for mac in (MAC, OTHER_MAC, BROADCAST, MAC)), tagged=(3,))
-    _batch, others = setting.classifier.classify(frames)  # type: ignore[arg-type]
+    _batch, others = setting.classifier.classify_many(frames)  # type: ignore[arg-type]
     assert others is not None
     assert others.tolist() == [False, True, False, True]
 
@@ -94,7 +95,7 @@ def test_frames_for_others_and_tagged_frames_are_told_apart() -> None:
 def test_stream_offsets_count_from_the_first_byte_and_survive_wrapping() -> None:
     setting = Setting(gso=True)
     first = 0xFFFFFF00
-    setting.classifier.classify(block(from_server(first - 1, 0, "SA")))  # type: ignore[arg-type]
+    setting.classifier.classify_many(block(from_server(first - 1, 0, "SA")))  # type: ignore[arg-type]
     setting.classifier.attached = True
     setting.queue.copied_seq = 200
     wrapped = (first + 300) & 0xFFFFFFFF
@@ -105,6 +106,6 @@ def test_stream_offsets_count_from_the_first_byte_and_survive_wrapping() -> None
         from_server(wrapped, 5000),
         gso={3: 1000},
     )
-    batch, _others = setting.classifier.classify(frames)  # type: ignore[arg-type]
+    batch, _others = setting.classifier.classify_many(frames)  # type: ignore[arg-type]
     assert batch.end_seq == [100, 350, 0, 5300]
     assert batch.segments == [1, 1, 1, 5]

@@ -82,8 +82,8 @@ class ReceiveMachine(RuleBasedStateMachine):
             assert sk.rmem_alloc == sum(skb.truesize for skb in sk.receive_queue)
             assert sk.rmem_alloc <= sk.rcvbuf
         queue: TcpReceiveQueue = self.host.swap
-        assert queue.sk.rmem_alloc == sum(skb.truesize for _end, _serial, skb in queue._queue)
-        assert all(end > queue.copied_seq for end, _serial, _skb in queue._queue)
+        assert queue.sk.rmem_alloc == sum(skb.truesize for _end, skb in queued(queue))
+        assert all(end > queue.copied_seq for end, _skb in queued(queue))
 
     @invariant()
     def every_frame_ended_once(self) -> None:
@@ -101,7 +101,7 @@ class ReceiveMachine(RuleBasedStateMachine):
             *host.device.ring,
             *host.udp.receive_queue,
             *self.tap.receive_queue,
-            *(skb for _end, _serial, skb in host.swap._queue),
+            *(skb for _end, skb in queued(host.swap)),
         ]
         data = {id(skb.origin or skb): skb.data for skb in skbs}
         objects = [*(skb.head for skb in skbs), *data.values()]

@@ -87,8 +87,9 @@ def test_all_memory_comes_back(memalloc_socks: int) -> None:
     skbs = host.skb_memory.alloc_rx_skbs(300, GFP_ATOMIC, host.softirq, memalloc_socks)
     assert skbs
     assert host.machine.free < 40
-    clones = [host.skb_memory.skb_clone(skb, GFP_ATOMIC, host.softirq) for skb in skbs[:8]]
-    host.skb_memory.kfree_skbs(skbs)
+    received = list(skbs)
+    clones = [host.skb_memory.skb_clone(skb, GFP_ATOMIC, host.softirq) for skb in received[:8]]
+    host.skb_memory.kfree_skbs(received)
     host.skb_memory.kfree_skbs([clone for clone in clones if clone is not None])
     host.machine.give_back()
     assert host.machine.node.pages_leaked() == 0
