@@ -28,6 +28,8 @@ ETHERNET_IPV4_TCP = 14 + 20
 FEW = 8
 """Up to so many frames it is quicker to look at each by itself."""
 
+HEADERS_SEEN = 48
+"""Bytes of a frame that are looked at: to the TCP flags. They are copied together, since slots lie pages apart."""
 _HEADERS = "HI6xH2xH5xB2xI4xII4xBB"
 PLAIN_LAYOUT = struct.Struct(f">B3B{PLAIN_OFFSET - 4}x{_HEADERS}")
 """Status, three bytes that nobody looks at without gso, then the fields of Ethernet, IPv4, ports and TCP."""
@@ -110,7 +112,7 @@ class Classifier:
 
     def classify_many(self, block: FrameBlock) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
         """`classify` by columns."""
-        headers = block.headers
+        headers = np.ascontiguousarray(block.headers[:, :HEADERS_SEEN])
         protocols = column(headers, 12, ">u2")
         addressed = self._addressed(headers, block)
         ip_protocol = headers[:, 23]
@@ -126,7 +128,7 @@ class Classifier:
             codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack])
         batch = self._batch(codes)
         if has_swap:
-            self._add_tcp(batch, block, swap)
+            self._add_tcp(batch, block, headers, swap)
         return batch, None if addressed.all() else ~addressed
 
     def _stack_codes(self, protocols: Codes, ip_protocols: Codes) -> list[int]:
@@ -156,9 +158,10 @@ class Classifier:
         mine &= ~block.vlan[1]
         return mine
 
-    def _add_tcp(self, batch: RxBatch, block: FrameBlock, swap: npt.NDArray[np.bool_]) -> None:
+    def _add_tcp(
+        self, batch: RxBatch, block: FrameBlock, headers: npt.NDArray[np.uint8], swap: npt.NDArray[np.bool_]
+    ) -> None:
         """Stream offsets, and how many wire frames each frame of the swap connection stands for."""
-        headers = block.headers
         seq = column(headers, 38, ">u4").astype(np.int64)
         header = 20 + ((headers[:, 46] >> 4).astype(np.int64) << 2)
         payload = np.where(swap, column(headers, 16, ">u2").astype(np.int64) - header, 0)

@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,10 +62,10 @@ def block_of(slots: list[bytes], *, gso: bool) -> FrameBlock:
         headers=rows[:, offset : offset + HEADER_BYTES],
         vnet=rows[:, offset - 10 : offset] if gso else None,
     )
-    return FrameBlock(ring, 0, len(slots))
+    return FrameBlock(ring, 0, len(slots))  # type: ignore[arg-type]
 
 
-def seen(batch: RxBatch, others: np.ndarray | None) -> tuple[object, ...]:  # type: ignore[type-arg]
+def seen(batch: RxBatch, others: npt.NDArray[np.bool_] | None) -> tuple[object, ...]:
     kinds = [batch.kinds[code] for code in batch.codes]
     named = [(kind.protocol, kind.name, getattr(kind.receiver, "name", type(kind.receiver).__name__)) for kind in kinds]
     return named, batch.end_seq, batch.segments, batch.gso_size, None if others is None else others.tolist()

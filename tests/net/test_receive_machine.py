@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from testbed.net.dev import ETH_P_ARP, ETH_P_IP, ETH_P_IPX, Receiver, RxBatch
 from testbed.net.drop_reason import DropReason
+from testbed.net.skbuff import SkBuff
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.patches import Switches
@@ -16,6 +17,15 @@ from tests.mm.machine import SERIES, VANILLA, without
 from tests.net.host import Host
 
 SEGMENT = 1000
+
+
+def queued(queue: TcpReceiveQueue) -> list[tuple[int, SkBuff]]:
+    """The skbs of unread TCP data, each with the offset at which its data ends."""
+    return [
+        (first_end + number * step, skb)
+        for first_end, _serial, step, skbs in queue._queue
+        for number, skb in enumerate([skbs] if isinstance(skbs, SkBuff) else skbs)
+    ]
 
 
 class ReceiveMachine(RuleBasedStateMachine):
