@@ -7,6 +7,7 @@ namespace, where its sockets are. Everything runs in one event loop, so the mode
 from __future__ import annotations
 
 import asyncio
+import gc
 import mmap
 import socket
 import struct
@@ -45,6 +46,8 @@ from testbed.patches import Switches
 
 WIRE, INNER, HOST_INTERFACE = "wire0", "inner0", "eth0"
 SAMPLE_INTERVAL = 0.1
+GC_THRESHOLDS = (50_000, 20, 100)
+"""Pages and slabs make no cycles: the collector would walk hundreds of thousands of them for nothing."""
 CONNECT_TIMEOUT = 10.0
 SETTLE_TIMEOUT = 5.0
 SO_SNDBUFFORCE = 32
@@ -74,7 +77,10 @@ def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
     nic = Nic(WIRE, INNER, gso=spec.plan.gso)
     spec.host.join()
     try:
-        asyncio.run(SwapClient(channel, spec, nic).run())
+        client = SwapClient(channel, spec, nic)
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        asyncio.run(client.run())
     finally:
         nic.close()
 
