@@ -78,7 +78,8 @@ class KmemCache:
         if slab is not None:
             taken.append(slab)
             more = min(slab.free, count - 1)
-            if more and slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True, count=more):
+            whole = more > 0 and slab is self._cpu_slab
+            if whole and self.pfmemalloc_match(slab, gfp_mask, current, fast=True, count=more):
                 slab.free -= more
                 self.inuse += more
                 taken.extend([slab] * more)
@@ -216,7 +217,7 @@ class KmemCache:
         for slab in [slab for slab in self._partial if slab.free == slab.objects]:
             self._discard(slab)
 
-    def _may_take(self, slab: Slab, gfp_mask: int, current: Task, *, fast: bool = False, count: int = 1) -> bool:
+    def pfmemalloc_match(self, slab: Slab, gfp_mask: int, current: Task, *, fast: bool = False, count: int = 1) -> bool:
         """`pfmemalloc_match`; with patch 03 the fast path does not ask."""
         if not slab.pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
             return True
@@ -229,7 +230,7 @@ class KmemCache:
         slab = self._cpu_slab
         if slab is None or not slab.free:
             return None
-        if slab.pfmemalloc and not self._may_take(slab, gfp_mask, current, fast=True):
+        if slab.pfmemalloc and not self.pfmemalloc_match(slab, gfp_mask, current, fast=True):
             self._vmstat.slab_fast_path_refused += 1
             self._deactivate()
             return None
@@ -262,7 +263,7 @@ class KmemCache:
         """`new_slab`: take the first object; a slab that this caller may not use is put aside after that."""
         slab = self._new_slabs([page])[0]
         slab.free = slab.objects
-        usable = self._may_take(slab, gfp_mask, current)
+        usable = self.pfmemalloc_match(slab, gfp_mask, current)
         taken = self._take_from(slab)
         if not usable:
             self._deactivate()

@@ -58,7 +58,7 @@ class SocketMemory:
         sk.sk_allocation &= ~GFP_MEMALLOC
         self.memalloc_socks -= 1
 
-    def gfp_for(self, sk: Sock | None, gfp_mask: int) -> int:
+    def sk_allocation(self, sk: Sock | None, gfp_mask: int) -> int:
         """Patch 07's `sk_allocation(sk, gfp)`: add the socket's __GFP_MEMALLOC to a fixed mask."""
         if sk is None:
             return gfp_mask

@@ -149,7 +149,7 @@ def send_control_packets(
     """
     gfp_mask = GFP_ATOMIC
     for _ in range(count):
-        gfp_mask = socket_memory.gfp_for(sk, GFP_ATOMIC)
+        gfp_mask = socket_memory.sk_allocation(sk, GFP_ATOMIC)
     skb = skb_memory.alloc_skb(MAX_TCP_HEADER, gfp_mask, current)
     if skb is None:
         return 0

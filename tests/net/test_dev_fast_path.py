@@ -51,7 +51,8 @@ class PlainCache(KmemCache):
                 break
             taken.append(slab)
             more = min(slab.free, count - len(taken))
-            if more and slab is self._cpu_slab and self._may_take(slab, gfp_mask, current, fast=True, count=more):
+            whole = more > 0 and slab is self._cpu_slab
+            if whole and self.pfmemalloc_match(slab, gfp_mask, current, fast=True, count=more):
                 slab.free -= more
                 self.inuse += more
                 taken.extend([slab] * more)
@@ -59,7 +60,7 @@ class PlainCache(KmemCache):
 
     def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
         for slab in self._partial:
-            if not slab.pfmemalloc or self._may_take(slab, gfp_mask, current):
+            if not slab.pfmemalloc or self.pfmemalloc_match(slab, gfp_mask, current):
                 return self._take_listed(slab)
             self._vmstat.slab_pfmemalloc_mismatch += 1
         return None

@@ -66,8 +66,8 @@ def test_sk_allocation_adds_memalloc_for_flagged_sockets_only(
     sk = Sock("nbd", 1000, swap=True)
     if flagged:
         memory.sk_set_memalloc(sk)
-    assert memory.gfp_for(sk, GFP_ATOMIC) == expected
-    assert memory.gfp_for(None, GFP_ATOMIC) == GFP_ATOMIC
+    assert memory.sk_allocation(sk, GFP_ATOMIC) == expected
+    assert memory.sk_allocation(None, GFP_ATOMIC) == GFP_ATOMIC
 
 
 @pytest.mark.parametrize(
