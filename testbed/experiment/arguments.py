@@ -19,7 +19,7 @@ from testbed.size import parse_size
 
 Expected = Literal["pass", "deadlock"]
 
-TIME_LIMIT_S = 600.0
+TIME_LIMIT_S = 1800.0
 STALL_LIMIT_S = 10.0
 
 

@@ -108,8 +108,8 @@ class SwapClient:
 
     `min_free_kbytes` is in KiB, None being the kernel's own choice for that much memory; `ring` is the number of
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
-    `send_buffer` limit the swap connection, in bytes (None: the kernel's defaults). `bystanders` None means three
-    sockets that nobody reads.
+    `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
+    three sockets that nobody reads.
     """
 
     name: str
