@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import socket
 
+from testbed.hosts.real_buffer import enlarge
 from testbed.mm.memory import BusError, Killed, Memory, Vma
 from testbed.mm.sched import Task
 from testbed.net.dev import NetDevice
 from testbed.net.sock import Sock
 
-SO_RCVBUFFORCE = 33
 REAL_BUFFER_FACTOR = 8
 """The real buffer is this many times the model's limit, so that only the model ever refuses a datagram."""
 DATAGRAMS_AT_ONCE = 64
@@ -31,14 +31,8 @@ class Bystander:
         self.received = 0
         self.real = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.real.setblocking(False)
-        self._enlarge(REAL_BUFFER_FACTOR * rcvbuf)
+        enlarge(self.real, socket.SO_RCVBUF, REAL_BUFFER_FACTOR * rcvbuf)
         self.real.bind((address, port))
-
-    def _enlarge(self, size: int) -> None:
-        try:
-            self.real.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, size)
-        except PermissionError:
-            self.real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
     def read(self, device: NetDevice, most: int = DATAGRAMS_AT_ONCE) -> int:
         """Read up to `most` datagrams from the real socket, and free their skbs in the model."""

@@ -25,6 +25,7 @@ from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, Sta
 from testbed.hosts.nbd_device import NbdDevice
 from testbed.hosts.nic import Nic
 from testbed.hosts.plan import ClientPlan
+from testbed.hosts.real_buffer import enlarge
 from testbed.hosts.report import client_report
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
@@ -50,7 +51,6 @@ GC_THRESHOLDS = (50_000, 20, 100)
 """Pages and slabs make no cycles: the collector would walk hundreds of thousands of them for nothing."""
 CONNECT_TIMEOUT = 10.0
 SETTLE_TIMEOUT = 5.0
-SO_SNDBUFFORCE = 32
 REAL_SEND_BUFFER = 4 << 20
 """More than the model ever lets be queued, bytes."""
 CANARY_RCVBUF = 212992
@@ -187,7 +187,7 @@ class SwapClient:
         swap = self.plan.swap
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(self.swap_sk.rcvbuf * 0.3))
-        real.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, REAL_SEND_BUFFER)
+        enlarge(real, socket.SO_SNDBUF, REAL_SEND_BUFFER)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         real.settimeout(CONNECT_TIMEOUT)
         try:
