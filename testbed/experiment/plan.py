@@ -142,7 +142,11 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
         SegmentPlan(segment.kind, tuple(interfaces[host.name] for host in segment.hosts))
         for segment in topology.segments
     )
-    warnings = tuple(line for client in clients for line in _warnings(client))
+    warnings = tuple(line for client in clients for line in _warnings(client)) + tuple(
+        f"{host.name}: only our own server can be given a bandwidth: {host.program} runs as fast as it can"
+        for host in topology.hosts
+        if isinstance(host, NbdServer) and host.bandwidth is not None and host.program != "builtin"
+    )
     return Plan(topology.name, segments, servers, clients, neighbours, warnings)
 
 
@@ -213,7 +217,10 @@ def _server(topology: Topology, server: NbdServer, interfaces: dict[str, Interfa
                 f"which needs {format_size(needed)}: raise the server's size or leave it out"
             )
         port = NBD_PORT + number
-        areas.append(SwapArea(client.name, interface.address, port, server.export, size, server.file))
+        bandwidth = None
+        if server.bandwidth is not None and server.program == "builtin":
+            bandwidth = size_in_bytes(server.bandwidth, f"{server.name}: bandwidth")
+        areas.append(SwapArea(client.name, interface.address, port, server.export, size, server.file, bandwidth))
     return ServerPlan(server.name, interface, server.program, tuple(areas))
 
 

@@ -66,7 +66,8 @@ class NbdServer:
     """A host that serves a swap area over NBD to each client that swaps to it.
 
     `size` is the area of one client, None being what that client's workload needs. The area is in memory unless
-    `file` names a file. `program` is our own server, or an installed one.
+    `file` names a file. `program` is our own server, or an installed one. `bandwidth` makes our own as slow as a disk
+    that reads and writes so many bytes a second, for each area.
     """
 
     name: str
@@ -74,11 +75,13 @@ class NbdServer:
     program: str = "builtin"
     file: str | None = None
     export: str = ""
+    bandwidth: Size | None = None
 
     def __post_init__(self) -> None:
         _check_name("server", self.name)
         _check_size(self.size, f"{self.name}: size")
         _check_choice(self.program, f"{self.name}: program", SERVER_PROGRAMS)
+        _check_size(self.bandwidth, f"{self.name}: bandwidth")
 
 
 @dataclass(frozen=True)

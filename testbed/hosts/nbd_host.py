@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from multiprocess.connection import Connection
 
 from testbed.hosts.messages import Finished, Ready, Sample, Shutdown
+from testbed.hosts.paced_export import PacedExport
 from testbed.hosts.plan import ServerPlan, SwapArea
 from testbed.lab.errors import LabError
 from testbed.nbd.export import Export, FileExport, MemoryExport
@@ -65,6 +66,11 @@ def _listen(area: SwapArea) -> socket.socket:
 
 
 def _export(area: SwapArea) -> Export:
+    export = _storage(area)
+    return export if area.bandwidth is None else PacedExport(export, area.bandwidth)
+
+
+def _storage(area: SwapArea) -> Export:
     if area.file is None:
         return MemoryExport(area.bytes)
     try:

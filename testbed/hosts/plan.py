@@ -34,7 +34,7 @@ class Interface:
 
 @dataclass(frozen=True, slots=True)
 class SwapArea:
-    """One client's swap area: where a server offers it, and how many bytes it has."""
+    """One client's swap area: where a server offers it, how many bytes it has, and how many it moves a second."""
 
     client: str
     address: str
@@ -42,6 +42,7 @@ class SwapArea:
     export: str
     bytes: int
     file: str | None
+    bandwidth: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,3 +220,11 @@ def test_a_plan_fits_its_memory_or_is_refused_in_one_line(memory: int, ring: int
         return
     (client,) = plan.clients
     assert 4 * (ring * 2304 + client.watermarks.high * 4096) <= client.memory <= memory
+
+
+def test_only_our_own_server_can_be_given_a_bandwidth() -> None:
+    ours = resolve(build(server={"bandwidth": "32M"}))
+    assert ours.servers[0].areas[0].bandwidth == 32 << 20
+    theirs = resolve(build(server={"bandwidth": "32M", "program": "nbdkit"}))
+    assert theirs.servers[0].areas[0].bandwidth is None
+    assert any("nbdkit runs as fast as it can" in line for line in theirs.warnings)

@@ -125,3 +125,9 @@ def test_a_bad_connection_is_one_line_too(mistake: Callable[[Parts], Any], line:
         mistake(Parts())
     assert str(raised.value).startswith(line)
     assert "\n" not in str(raised.value)
+
+
+def test_a_bandwidth_is_a_size() -> None:
+    assert NbdServer("server", bandwidth="32M").bandwidth == "32M"
+    with pytest.raises(TopologyError, match="bandwidth"):
+        NbdServer("server", bandwidth="fast")
