@@ -8,8 +8,8 @@ from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, To
 BYSTANDERS = (Bystander(reader="never", count=3), Bystander(reader="faulting", count=2))
 
 topology = Topology("blade_pair")
-server_a = topology.add(NbdServer("server_a"))
-server_b = topology.add(NbdServer("server_b"))
+server_a = topology.add(NbdServer("server_a", bandwidth="24M"))
+server_b = topology.add(NbdServer("server_b", bandwidth="24M"))
 blade_a = topology.add(SwapClient("blade_a", memory="48M", swap=server_b, gso=False, bystanders=BYSTANDERS))
 blade_b = topology.add(SwapClient("blade_b", memory="48M", swap=server_a, gso=False, bystanders=BYSTANDERS))
 noise = topology.add(Neighbour("noise"))

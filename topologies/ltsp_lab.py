@@ -18,7 +18,7 @@ def classroom(clients: int = 3) -> Topology:
     if not 1 <= clients <= 200:
         raise TopologyError(f"a lab has 1 to 200 clients, not {clients}")
     lab = Topology("ltsp_lab")
-    server = lab.add(NbdServer("server"))
+    server = lab.add(NbdServer("server", bandwidth="16M"))
     noise = lab.add(Neighbour("noise"))
     thin = [
         lab.add(SwapClient(f"thin{number}", memory="32M", swap=server, gso=False, bystanders=BYSTANDERS))
