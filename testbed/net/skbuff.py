@@ -157,7 +157,7 @@ class SkbMemory:
         failed = count - len(skbs)
         self.netstat.alloc_rx_buff += len(skbs)
         self.netstat.alloc_rx_buff_failed += failed
-        if not rx_memalloc:
+        if not self.switches.skb_pfmemalloc:
             self.netstat.rx_skb_reserve_refused += failed
         return skbs
 
