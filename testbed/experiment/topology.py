@@ -23,6 +23,8 @@ SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
 SMALLEST_FRAME = 64
 MOST_PPS = 10_000_000
+LARGEST_MTU = 3600
+"""The emulated NIC receives into one linear buffer, and a slab of this model is one page."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 
 
@@ -134,7 +136,7 @@ class SwapClient:
         if self.min_free_kbytes is not None:
             _check_number(self.min_free_kbytes, f"{self.name}: min_free_kbytes", 1, 1 << 30)
         _check_number(self.ring, f"{self.name}: ring", 8, 4096)
-        _check_number(self.mtu, f"{self.name}: mtu", 576, 9000)
+        _check_number(self.mtu, f"{self.name}: mtu", 576, LARGEST_MTU)
         _check_size(self.receive_buffer, f"{self.name}: receive_buffer")
         _check_size(self.send_buffer, f"{self.name}: send_buffer")
         for bystander in self.bystanders:
