@@ -23,7 +23,6 @@ TCP_SYN_ACK = 0x12
 OTHERHOST = -1
 STACK = 0
 SWAP = 1
-ETHERNET_IPV4_TCP = 14 + 20
 
 FEW = 8
 """Up to so many frames it is quicker to look at each by itself."""
