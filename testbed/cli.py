@@ -65,7 +65,7 @@ def _patches(_: argparse.Namespace) -> int:
     print(f"{'':>2}  {'builds on':<10} {'on in':<{max(12, len(', '.join(PRESETS)))}} title")
     for patch in PATCHES.values():
         base = ", ".join(map(str, sorted(patch.depends_on))) or "-"
-        on = ", ".join(name for name, numbers in PRESETS.items() if patch.number in numbers) or "-"
+        on = ", ".join(name for name, preset in PRESETS.items() if patch.number in preset.patches) or "-"
         print(f"{patch.number:>2}  {base:<10} {on:<{max(12, len(', '.join(PRESETS)))}} {patch.title}")
         if patch.acts_on:
             print(f"{'':>2}  {'':<10} {'':<{max(12, len(', '.join(PRESETS)))}} (acts only on {patch.acts_on})")

@@ -7,7 +7,10 @@ of what it changes, so that the model asks `switches.gfp_memalloc` and not `4 in
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from typing import Any
+
+from testbed.rules import LINUX_3_6, LINUX_6_1, V9, Rules
 
 
 class PatchError(ValueError):
@@ -59,7 +62,23 @@ PATCHES: dict[int, Patch] = {
     )
 }
 
-PRESETS: dict[str, frozenset[int]] = {"vanilla": frozenset(), "series": frozenset(PATCHES)}
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A kernel: its name for people, the patches that are on, and the rules of its version."""
+
+    title: str
+    patches: frozenset[int]
+    rules: Rules
+
+
+PRESETS: dict[str, Preset] = {
+    "vanilla": Preset("3.4, before the series", frozenset(), V9),
+    "v9": Preset("3.4 with the series as posted", frozenset(PATCHES), V9),
+    "3.6": Preset("3.6, where the series was merged", frozenset(PATCHES), LINUX_3_6),
+    "6.1": Preset("6.1, a kernel of today", frozenset(PATCHES), LINUX_6_1),
+}
+DEFAULT_PRESET = "v9"
 
 
 def enabled(without: Iterable[int], force: bool = False) -> frozenset[int]:
@@ -108,7 +127,7 @@ def _refuse_unmet(on: frozenset[int], off: frozenset[int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """One flag for each patch, in the order of the series, named after what the patch changes."""
+    """One flag for each patch, in the order of the series, named after what the patch changes; then the `rules`."""
 
     serialize_min_free_kbytes: bool = True
     slab_pfmemalloc: bool = True
@@ -126,9 +145,11 @@ class Switches:
     nbd_memalloc: bool = True
     throttle_direct_reclaim: bool = True
     count_throttle: bool = True
+    rules: Rules = V9
 
     @classmethod
-    def of(cls, patches: Iterable[int]) -> Switches:
-        """The switches for a set of patch numbers that are on."""
+    def of(cls, patches: Iterable[int], rules: Rules = V9) -> Switches:
+        """The switches for a set of patch numbers that are on, in a kernel with these rules."""
         on = frozenset(patches)
-        return cls(*(number in on for number, _ in enumerate(fields(cls), start=1)))
+        flags: list[Any] = [number in on for number in PATCHES]
+        return replace(cls(*flags), rules=rules)

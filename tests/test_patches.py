@@ -30,8 +30,8 @@ def test_the_series_has_sixteen_patches_that_build_on_each_other_only() -> None:
 
 
 def test_presets_are_all_and_nothing() -> None:
-    assert enabled(()) == PRESETS["series"]
-    assert enabled(PATCHES) == PRESETS["vanilla"] == frozenset()
+    assert all(preset.patches == enabled(()) for name, preset in PRESETS.items() if name != "vanilla")
+    assert enabled(PATCHES) == PRESETS["vanilla"].patches == frozenset()
 
 
 @pytest.mark.parametrize("number", [0, -1, 17])
@@ -100,7 +100,7 @@ def test_force_leaves_everything_else_on(without: set[int]) -> None:
 @pytest.mark.parametrize("number", sorted(PATCHES))
 def test_each_patch_has_its_own_switch(number: int) -> None:
     switches = Switches.of({number})
-    names = [item.name for item in fields(Switches)]
+    names = [item.name for item in fields(Switches) if item.name != "rules"]
     assert [name for name in names if getattr(switches, name)] == [names[number - 1]]
 
 

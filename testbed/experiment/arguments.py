@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from testbed.experiment.plan import Overrides
-from testbed.patches import PATCHES, PatchError, enabled
+from testbed.experiment.topology import SLAB_ALLOCATORS
+from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
 
 Expected = Literal["pass", "deadlock"]
@@ -75,6 +76,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     off = parser.add_mutually_exclusive_group()
     off.add_argument("--vanilla", action="store_true", help="turn all 16 patches off")
     off.add_argument("--without", type=_numbers, default=(), metavar="N[,N...]", help="turn these patches off")
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        default=DEFAULT_PRESET,
+        help="the kernel: its patches and the rules of its version (default %(default)s)",
+    )
+    parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
     parser.add_argument("--force", action="store_true", help="keep patches on although one they build on is off")
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
     parser.add_argument("--flood", type=_count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
@@ -102,7 +110,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) -> RunOptions:
     """The options in a parsed command line. Raises PatchError."""
     return RunOptions(
-        patches=enabled(PATCHES if space.vanilla else space.without, force=space.force),
+        patches=_patches(space),
         overrides=Overrides(
             memory=space.memory,
             flood=space.flood,
@@ -111,6 +119,8 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
             min_free_kbytes=space.min_free_kbytes,
             workload_total=space.workload_total,
             tasks=space.tasks,
+            preset="vanilla" if space.vanilla else space.preset,
+            slab=space.slab,
         ),
         seed=secrets.randbelow(1 << 31) if space.seed is None else space.seed,
         time_limit=space.time_limit,
@@ -122,6 +132,13 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         topology=topology,
         argv=tuple(argv),
     )
+
+
+def _patches(space: argparse.Namespace) -> frozenset[int]:
+    """The patches that are on: the preset's, less those turned off."""
+    if space.vanilla or not PRESETS[space.preset].patches:
+        return enabled(PATCHES)
+    return enabled(space.without, force=space.force)
 
 
 def parse_run(argv: Sequence[str] | None, topology: str) -> RunOptions:

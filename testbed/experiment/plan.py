@@ -28,8 +28,17 @@ from testbed.experiment.topology import (
     VlanUdpFlood,
     size_in_bytes,
 )
-from testbed.hosts.plan import BystanderPlan, ClientPlan, Interface, ServerPlan, SwapArea, WorkloadPlan
+from testbed.hosts.plan import (
+    BystanderPlan,
+    ClientPlan,
+    Interface,
+    ServerPlan,
+    SlabAllocator,
+    SwapArea,
+    WorkloadPlan,
+)
 from testbed.mm.watermarks import PAGE_SIZE, compute
+from testbed.patches import DEFAULT_PRESET, PRESETS
 from testbed.size import format_size
 
 RECEIVE_BUFFER_BYTES = 2304
@@ -46,7 +55,8 @@ SWAP_SLACK = 1 << 20
 class Overrides:
     """Numbers from the command line that replace the topology's; None leaves one alone. Sizes are in bytes.
 
-    `flood` is frames a second for every flood; 0 runs without them.
+    `flood` is frames a second for every flood; 0 runs without them. `preset` names the kernel whose rules all clients
+    follow; its patches are not the plan's business.
     """
 
     memory: int | None = None
@@ -56,6 +66,8 @@ class Overrides:
     min_free_kbytes: int | None = None
     workload_total: int | None = None
     tasks: int | None = None
+    preset: str = DEFAULT_PRESET
+    slab: SlabAllocator | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +268,11 @@ def _client(
         else size_in_bytes(client.receive_buffer, "receive_buffer"),
         send_buffer=None if client.send_buffer is None else size_in_bytes(client.send_buffer, "send_buffer"),
         workload=_workload(topology, client, change),
+        rules=PRESETS[change.preset].rules,
+        slab=change.slab or client.slab,
+        driver=client.driver,
+        zones=client.zones,
+        nodes=client.nodes,
     )
 
 

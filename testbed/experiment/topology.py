@@ -11,13 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn, TypeVar
 
-from testbed.hosts.plan import Reader
+from testbed.hosts.plan import Driver, Reader, SlabAllocator, ZoneLayout
 from testbed.size import parse_size
 
 Size = int | str
 Start = Literal["swapping", "workload"]
 
 READERS = ("prompt", "faulting", "never")
+SLAB_ALLOCATORS = ("slub",)
+DRIVERS = ("linear",)
+ZONE_LAYOUTS = ("normal",)
+MOST_NODES = 1
 STARTS = ("swapping", "workload")
 SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
@@ -114,7 +118,8 @@ class SwapClient:
     `min_free_kbytes` is in KiB, None being the kernel's own choice for that much memory; `ring` is the number of
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
     `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
-    three sockets that nobody reads.
+    three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` how the NIC's buffers are made,
+    `zones` how memory is divided into zones, and `nodes` into how many NUMA nodes.
     """
 
     name: str
@@ -127,9 +132,17 @@ class SwapClient:
     bystanders: Sequence[Bystander] = field(default=(Bystander(),))
     receive_buffer: Size | None = None
     send_buffer: Size | None = None
+    slab: SlabAllocator = "slub"
+    driver: Driver = "linear"
+    zones: ZoneLayout = "normal"
+    nodes: int = 1
 
     def __post_init__(self) -> None:
         _check_name("client", self.name)
+        _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
+        _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
+        _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)
+        _check_number(self.nodes, f"{self.name}: nodes", 1, MOST_NODES)
         if not isinstance(self.swap, NbdServer):
             raise TopologyError(f"{self.name}: swap must be an NbdServer, not {self.swap!r}")
         size_in_bytes(self.memory, f"{self.name}: memory")

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from testbed.mm.watermarks import Watermarks
+from testbed.rules import V9, Rules
 
 Reader = Literal["prompt", "faulting", "never"]
+SlabAllocator = Literal["slub", "slab"]
+Driver = Literal["linear", "frag", "page"]
+ZoneLayout = Literal["normal", "x86_64", "i386"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,10 @@ class WorkloadPlan:
 
 @dataclass(frozen=True, slots=True)
 class ClientPlan:
-    """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults."""
+    """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
+
+    The last five say which kernel it runs, with which slab allocator and NIC driver, and how its memory is laid out.
+    """
 
     name: str
     interface: Interface
@@ -90,3 +97,8 @@ class ClientPlan:
     receive_buffer: int | None
     send_buffer: int | None
     workload: WorkloadPlan
+    rules: Rules = V9
+    slab: SlabAllocator = "slub"
+    driver: Driver = "linear"
+    zones: ZoneLayout = "normal"
+    nodes: int = 1

@@ -111,7 +111,7 @@ class SwapClient:
         self.nic = nic
         self.namespace = NetworkNamespace.current()
         self._inner_before = interface_statistics(self.namespace, HOST_INTERFACE)["rx_packets"]
-        self.switches = Switches.of(spec.patches)
+        self.switches = Switches.of(spec.patches, plan.rules)
         self.ram = mmap.mmap(-1, plan.memory)
         self.device = NbdDevice(self.switches)
         self.node = Node(

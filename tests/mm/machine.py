@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from testbed.mm.gfp import ALLOC_NO_WATERMARKS
 from testbed.mm.node import Node
@@ -18,12 +19,12 @@ SERIES = Switches()
 MIB = 1 << 20
 
 
-def without(**switches: bool) -> Switches:
+def without(**switches: Any) -> Switches:
     """The whole series but for the switches given."""
     return replace(SERIES, **switches)
 
 
-def only(**switches: bool) -> Switches:
+def only(**switches: Any) -> Switches:
     """No patch but those given."""
     return replace(VANILLA, **switches)
 
