@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from testbed.mm.memory import Vma
+    from testbed.mm.zone import Zone
 
 
 class Page:
@@ -36,10 +37,12 @@ class Page:
         "waiters",
         "writeback",
         "young",
+        "zone",
     )
 
-    def __init__(self, pfn: int, buffer: memoryview) -> None:
+    def __init__(self, pfn: int, buffer: memoryview, zone: Zone) -> None:
         self.pfn = pfn
+        self.zone = zone
         self.offset = pfn << 12
         self.buffer = buffer
         self.waiters: list[object] | None = None

@@ -40,6 +40,7 @@ class PageAllocator:
 
     def __init__(self, zone: Zone, vmstat: VmStat, switches: Switches) -> None:
         self.zone = zone
+        self.zones = [zone]
         self.vmstat = vmstat
         self.switches = switches
         self.run_queue = RunQueue()

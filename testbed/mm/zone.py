@@ -32,7 +32,7 @@ class Zone:
 
     def __init__(self, ram: memoryview, watermarks: Watermarks) -> None:
         self.managed = len(ram) // PAGE_SIZE
-        self.pages = [Page(pfn, ram[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE]) for pfn in range(self.managed)]
+        self.pages = [Page(pfn, ram[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE], self) for pfn in range(self.managed)]
         self.free = self.pages[::-1]
         self.watermarks = watermarks
         self.active_anon: OrderedDict[Page, None] = OrderedDict()

@@ -15,7 +15,8 @@ from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
-from testbed.mm.watermarks import PAGE_SIZE
+from testbed.mm.watermarks import PAGE_SIZE, Watermarks
+from testbed.mm.zone import Zone
 from testbed.nbd.errors import NbdDisconnected
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
@@ -138,7 +139,7 @@ def client() -> Iterator[FakeClient]:
 
 
 def with_slot(slot: int) -> Page:
-    page = Page(slot, memoryview(bytearray(1)))
+    page = Zone(memoryview(bytearray(PAGE_SIZE)), Watermarks(0, 0, 0, 0)).pages[0]
     page.swap_entry = slot
     return page
 
