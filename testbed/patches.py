@@ -85,7 +85,7 @@ WITHOUT_BASE: dict[tuple[int, int], str] = {
     (8, 4): "sockets are SOCK_MEMALLOC and ask with __GFP_MEMALLOC, which the allocator ignores",
     (8, 7): "data carries __GFP_MEMALLOC through sk->sk_allocation; ACKs and other control packets do not",
     (9, 4): "__GFP_MEMALLOC is ignored: receive buffers end at half of min, since the first attempt is NOMEMALLOC",
-    (9, 8): "no socket is SOCK_MEMALLOC, so no receive buffer is asked for with __GFP_MEMALLOC; they end at half of min",
+    (9, 8): "no socket is SOCK_MEMALLOC, so receive buffers lack __GFP_MEMALLOC: they end at half of min",
     (10, 2): "page->pfmemalloc is never set, so there is nothing to copy to the skb",
     (11, 2): "page->pfmemalloc is never set, so there is nothing to copy to the skb",
     (11, 4): "the driver's pages are asked for with __GFP_MEMALLOC, which the allocator ignores",

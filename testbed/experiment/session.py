@@ -52,7 +52,9 @@ class Recorder:
 
 
 def run(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
-    """Run a plan and judge it; `view` watches instead of what suits the terminal. A rig that breaks down in the middle of the workload gives the outcome `error`.
+    """Run a plan and judge it; `view` watches instead of what suits the terminal.
+
+    A rig that breaks down in the middle of the workload gives the outcome `error`.
 
     Raises CannotRun or LabError, leaving nothing behind, when it does not get as far as the workload.
     """
