@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from testbed.experiment import leftovers, patch_tables
+from testbed.experiment.ablation import command as ablate
 from testbed.experiment.arguments import Parser, add_run_options, options_from
 from testbed.experiment.command import CANNOT_RUN, execute
 from testbed.experiment.errors import CannotRun
@@ -26,6 +27,7 @@ def parser() -> Parser:
     run = commands.add_parser("run", help="run a topology and judge it")
     run.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(run)
+    ablate.add_arguments(commands.add_parser("ablate", help="find out what each patch is worth, and which are needed"))
     serve.add_arguments(commands.add_parser("serve", help="our NBD server by itself"))
     patches = commands.add_parser("patches", help="the 16 patches and what they build on; what is in a preset")
     patches.add_argument("--preset", choices=tuple(PRESETS), help="this kernel's patches and rules")
@@ -44,10 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     top = parser()
     space, unknown = top.parse_known_args(words)
-    if unknown and space.command != "run":
+    if unknown and space.command not in _WITH_TOPOLOGY:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return _run(space, unknown, words) if space.command == "run" else _OTHERS[space.command](space)
+        if space.command in _WITH_TOPOLOGY:
+            return _WITH_TOPOLOGY[space.command](space, unknown, words)
+        return _OTHERS[space.command](space)
     except (CannotRun, PatchError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
@@ -96,6 +100,7 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
+_WITH_TOPOLOGY = {"run": _run, "ablate": ablate.run}
 _OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean}
 
 if __name__ == "__main__":

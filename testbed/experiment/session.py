@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
@@ -26,6 +25,7 @@ from testbed.experiment.result import (
 )
 from testbed.experiment.run import Limits, RunRecord, execute
 from testbed.experiment.verdict import judge
+from testbed.experiment.version import project_version
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError
 from testbed.patches import without_base
@@ -102,7 +102,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         limits=limits_reached(plan, record.evidence),
         warnings=[*plan.warnings, *without_base(options.patches)],
         topology=plan.name,
-        version=_version(),
+        version=project_version(),
         environment={"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count() or 0},
         error=record.evidence.error,
     )
@@ -117,10 +117,3 @@ def _stalled_after(client: ClientEvidence, run: RunEvidence) -> float | None:
 def _broken(error: str, options: RunOptions) -> RunRecord:
     evidence = RunEvidence([], options.patches, options.stall_limit, options.time_limit, error=error)
     return RunRecord(evidence, 0, 0.0, 0.0)
-
-
-def _version() -> str:
-    try:
-        return version("swap-testbed")
-    except PackageNotFoundError:
-        return "not installed"

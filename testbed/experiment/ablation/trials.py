@@ -25,7 +25,8 @@ ACCOUNTS = ("canary before", "conservation")
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """One run, and what an ablation needs of it. `off` are the patches that were off; times are in seconds from the
-    start of the workload, and None where it did not stall or did not finish; `evidence` says why it did not survive."""
+    start of the workload, and None where it did not stall, or did not finish before a stall; `evidence` is what the
+    check of progress saw."""
 
     off: list[int]
     seed: int
@@ -52,7 +53,7 @@ def trial(on: frozenset[int], result: Result) -> Trial:
         seed=result.seed,
         outcome=result.outcome,
         survived=survived(result),
-        finished_after_s=result.workload.seconds or None,
+        finished_after_s=(result.workload.seconds or None) if result.stalled_after_s is None else None,
         stalled_after_s=result.stalled_after_s,
         elapsed_s=result.elapsed_s,
         failed_checks=failed,
