@@ -8,13 +8,13 @@ harm where taking away two does not; and, if asked, every smaller set there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import combinations, groupby
+from itertools import groupby
 from typing import Literal
 
 from testbed.experiment.ablation.trials import Trials
-from testbed.patches import with_bases, with_dependents
+from testbed.patches import PATCHES, with_bases, with_dependents
 
 PARTS_LIMIT = 64
 """Parts of a set that are tried without being asked."""
@@ -54,7 +54,7 @@ def find(
         return None
     start = with_bases(needed | search.fixed)
     current = search.eliminate(start if search.survives(start) else everything)
-    parts = list(search.closed_sets(current, len(current) - 1))
+    parts = search.closed_sets(current, len(current) - 1)
     if exhaustive or len(parts) <= PARTS_LIMIT:
         current = search.first(parts) or current
     if exhaustive:
@@ -72,7 +72,7 @@ class _Search:
     def survives(self, patches: frozenset[int]) -> bool:
         return self.first([patches]) is not None
 
-    def first(self, sets: Iterator[frozenset[int]] | list[frozenset[int]]) -> frozenset[int] | None:
+    def first(self, sets: Iterable[frozenset[int]]) -> frozenset[int] | None:
         """One of the smallest sets that survive, of sets in the order of their size."""
         for _, same_size in groupby(sets, len):
             together = list(same_size)
@@ -92,14 +92,13 @@ class _Search:
                     current, shrinking = smaller, True
         return current
 
-    def closed_sets(self, whole: frozenset[int], largest: int) -> Iterator[frozenset[int]]:
+    def closed_sets(self, whole: frozenset[int], largest: int) -> list[frozenset[int]]:
         """The sets within `whole` that have their bases, up to `largest` patches, the smallest first."""
-        free = sorted(whole - self.fixed)
-        for size in range(min(len(free), largest - len(self.fixed)) + 1):
-            for some in combinations(free, size):
-                patches = self.fixed.union(some)
-                if with_bases(patches) == patches:
-                    yield patches
+        sets = [self.fixed]
+        for number in sorted(whole - self.fixed):
+            bases = PATCHES[number].depends_on
+            sets += [patches | {number} for patches in sets if bases <= patches and len(patches) < largest]
+        return sorted((patches for patches in sets if len(patches) <= largest), key=len)
 
     def established(self, current: frozenset[int]) -> Established:
         """What the sets that were tried say about the one that was found."""
