@@ -107,6 +107,8 @@ def _explanation(row: Row, all_on: Row, unmoved: dict[str, Direction]) -> Iterat
     others = [counter for counter in row.moved if counter not in unmoved][:SHOWN]
     if others:
         yield f"what moved most: {', '.join(_change(row, counter) for counter in others)}"
+    if lost := max(row.counters.get("tp_drops", 0), all_on.counters.get("tp_drops", 0)):
+        yield f"{number(lost)} frames were lost before the emulated NIC saw them: this machine was too busy"
     yield from row.warnings
     if row.evidence:
         yield f"progress: {row.evidence}"

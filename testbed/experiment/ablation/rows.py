@@ -15,25 +15,19 @@ from typing import Any
 import msgspec
 
 from testbed.experiment.ablation.trials import Trial
+from testbed.mm import vmstat
 from testbed.patches import PATCHES
 
-GAUGES = frozenset(
-    {
-        "nr_free_pages",
-        "nr_active_anon",
-        "nr_inactive_anon",
-        "nr_file_pages",
-        "nr_slab_unreclaimable",
-        "nr_throttled",
-        "nr_writeback",
-        "tasks_waiting",
-        "rx_ring_filled",
-        "sk_wmem_queued",
-        "sk_rmem_alloc",
-        "bystander_rmem_alloc",
-        "swap_used",
-    }
-)
+GAUGES = frozenset(vmstat.GAUGES) | {
+    "bystander_rmem_alloc",
+    "nr_file_pages",
+    "nr_free_pages",
+    "rx_ring_filled",
+    "sk_rmem_alloc",
+    "sk_wmem_queued",
+    "swap_used",
+    "tasks_waiting",
+}
 """Not totals of a run but what happened to be there at its end."""
 
 
