@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from testbed.experiment.ablation.trials import Trial
+from testbed.experiment.result import Outcome
 from testbed.mm import vmstat
 from testbed.patches import PATCHES
 
@@ -56,7 +57,7 @@ class Row(msgspec.Struct, kw_only=True):
     off: list[int]
     runs: int
     survived: int
-    outcomes: dict[str, int]
+    outcomes: dict[Outcome, int]
     witness: bool | None
     finished_after_s: float | None
     stalled_after_s: float | None

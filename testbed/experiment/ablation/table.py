@@ -40,7 +40,7 @@ def _outcomes(ablation: Ablation) -> Table:
     for heading in ("patches", "outcomes", "survived", "time", "lowest free", "seen to be off"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "lowest free" else "left")
     for each in ablation.rows:
-        outcomes = ", ".join(f"[{STYLES[o]}]{o}[/] {count}" for o, count in each.outcomes.items())  # type: ignore[index]
+        outcomes = ", ".join(f"[{STYLES[o]}]{o}[/] {count}" for o, count in each.outcomes.items())
         free = "-" if each.reserve_min_free is None else number(each.reserve_min_free)
         witness = WITNESS[each.witness] if each.off else ""
         table.add_row(name(each.off), outcomes, f"{each.survived} of {each.runs}", when(each), free, witness)

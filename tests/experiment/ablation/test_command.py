@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,22 @@ def test_an_ablation_is_never_overwritten(
     ablate(capfd, tmp_path / "a", "--seeds", "1", "--patches", "9")
     assert cli.main(["ablate", SWAP_FLOOD, "--out", str(tmp_path / "a")]) == 2
     assert "holds an ablation already" in capfd.readouterr().err
+
+
+def test_under_sudo_it_belongs_to_the_user(
+    monkeypatch: pytest.MonkeyPatch,
+    rigged: Callable[..., list[RunOptions]],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    given: set[str] = set()
+    monkeypatch.setenv("SUDO_UID", "1234")
+    monkeypatch.setenv("SUDO_GID", "567")
+    monkeypatch.setattr(os, "chown", lambda path, uid, gid, follow_symlinks: given.add(path.name))
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    rigged(needing(SERIES))
+    ablate(capfd, tmp_path / "new" / "a", "--seeds", "1", "--patches", "9")
+    assert given == {"new", "a", "runs.jsonl", "ablate.json"}
 
 
 def test_simulation_is_offered_where_there_is_one(
