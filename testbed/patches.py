@@ -80,6 +80,24 @@ PRESETS: dict[str, Preset] = {
 }
 DEFAULT_PRESET = "v9"
 
+WITHOUT_BASE: dict[tuple[int, int], str] = {
+    (3, 2): "no slab is marked, so the check it leaves out would never have refused anything",
+    (8, 4): "sockets are SOCK_MEMALLOC and ask with __GFP_MEMALLOC, which the allocator ignores",
+    (8, 7): "data carries __GFP_MEMALLOC through sk->sk_allocation; ACKs and other control packets do not",
+    (9, 4): "__GFP_MEMALLOC is ignored: receive buffers end at half of min, since the first attempt is NOMEMALLOC",
+    (9, 8): "no socket is SOCK_MEMALLOC, so receive buffers lack __GFP_MEMALLOC: they end at half of min",
+    (10, 2): "page->pfmemalloc is never set, so there is nothing to copy to the skb",
+    (11, 2): "page->pfmemalloc is never set, so there is nothing to copy to the skb",
+    (11, 4): "the driver's pages are asked for with __GFP_MEMALLOC, which the allocator ignores",
+    (12, 5): "taps and foreign protocols are still kept away, but the allocator ignores PF_MEMALLOC in a softirq",
+    (13, 2): "no object is tagged, so neither the short nor the long path has anything to do",
+    (13, 9): "SOCK_MEMALLOC sockets are not counted, so the short path is always taken",
+    (14, 4): "nbd_thread sends with PF_MEMALLOC; its socket's __GFP_MEMALLOC is ignored",
+    (14, 8): "nbd_thread sends with PF_MEMALLOC; its socket cannot be made SOCK_MEMALLOC",
+    (16, 15): "nobody is throttled, so there is nothing to count",
+}
+"""What a patch that is on does while one it depends on is off, by (patch, base)."""
+
 
 def enabled(without: Iterable[int], force: bool = False) -> frozenset[int]:
     """The patches that are on when those in `without` are off.
@@ -100,6 +118,31 @@ def enabled(without: Iterable[int], force: bool = False) -> frozenset[int]:
     if not force:
         _refuse_unmet(on, off)
     return on
+
+
+def with_bases(on: Iterable[int]) -> frozenset[int]:
+    """These patches and all that they build on, directly or not."""
+    closure = frozenset(on)
+    while grown := frozenset(base for number in closure for base in PATCHES[number].depends_on) - closure:
+        closure |= grown
+    return closure
+
+
+def with_dependents(off: Iterable[int]) -> frozenset[int]:
+    """These patches and all that build on them, directly or not."""
+    closure = frozenset(off)
+    while grown := frozenset(patch.number for patch in PATCHES.values() if patch.depends_on & closure) - closure:
+        closure |= grown
+    return closure
+
+
+def without_base(on: frozenset[int]) -> list[str]:
+    """One line for each patch that is on although one it builds on is off: what it does then."""
+    return [
+        f"patch {number} is on without patch {base}, which it builds on: {what}"
+        for (number, base), what in WITHOUT_BASE.items()
+        if number in on and base not in on
+    ]
 
 
 def _refuse_idle(off: frozenset[int]) -> None:

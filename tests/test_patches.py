@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.patches import PATCHES, PRESETS, PatchError, Switches, enabled
+from testbed.patches import (
+    PATCHES,
+    PRESETS,
+    WITHOUT_BASE,
+    PatchError,
+    Switches,
+    enabled,
+    with_bases,
+    with_dependents,
+    without_base,
+)
 
 IDLE = {number for number, patch in PATCHES.items() if patch.acts_on}
 ACTIVE = sorted(set(PATCHES) - IDLE)
@@ -95,6 +105,28 @@ def test_advice_is_accepted_and_messages_are_one_line(without: set[int]) -> None
 @given(st.sets(st.sampled_from(ACTIVE)))
 def test_force_leaves_everything_else_on(without: set[int]) -> None:
     assert enabled(without, force=True) == frozenset(PATCHES) - without
+
+
+def test_what_a_patch_does_without_its_base_is_written_down_for_each() -> None:
+    assert set(WITHOUT_BASE) == {(number, base) for number, patch in PATCHES.items() for base in patch.depends_on}
+
+
+@given(st.sets(st.sampled_from(sorted(PATCHES))))
+def test_closures_are_the_smallest_that_miss_nothing(numbers: set[int]) -> None:
+    down, up = with_bases(numbers), with_dependents(numbers)
+    assert numbers <= down
+    assert numbers <= up
+    assert without_base(down) == without_base(frozenset(PATCHES) - up) == []
+    assert with_dependents(frozenset(PATCHES) - down) == frozenset(PATCHES) - down, "nothing left out is needed"
+    for extra in down - numbers:
+        assert without_base(down - {extra}), "each patch that was added is needed by another"
+
+
+@given(st.sets(st.sampled_from(sorted(PATCHES))))
+def test_each_patch_without_its_base_is_named(off: set[int]) -> None:
+    on = frozenset(PATCHES) - off
+    named = {int(re.findall(r"\d+", line)[0]) for line in without_base(on)}
+    assert named == {number for number in on if PATCHES[number].depends_on & off}
 
 
 @pytest.mark.parametrize("number", sorted(PATCHES))

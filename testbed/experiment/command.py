@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -19,6 +20,9 @@ from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
+
+if TYPE_CHECKING:
+    from testbed.experiment.live import View
 
 EXPECTED, UNEXPECTED, CANNOT_RUN = 0, 1, 2
 
@@ -32,12 +36,7 @@ def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan = resolve(topology, options.overrides)
-        preflight.check(plan)
-        leftovers.mark_children()
-        from testbed.experiment.session import run
-
-        result = run(plan, options)
+        result = run_once(topology, options)
     except (CannotRun, LabError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
@@ -46,6 +45,16 @@ def execute(topology: Topology, options: RunOptions) -> int:
         return CANNOT_RUN
     publish(result, options)
     return status(result, options)
+
+
+def run_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
+    """One run on real sockets. Raises CannotRun, LabError, TopologyError."""
+    plan = resolve(topology, options.overrides)
+    preflight.check(plan)
+    leftovers.mark_children()
+    from testbed.experiment.session import run
+
+    return run(plan, options, view)
 
 
 def publish(result: Result, options: RunOptions) -> None:

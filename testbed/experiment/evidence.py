@@ -69,14 +69,15 @@ class ClientEvidence:
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
-    """What was seen of a run. `patches` are the numbers that were on, limits are in seconds, `error` is what kept
-    the rig itself from going on."""
+    """What was seen of a run. `patches` are the numbers that were on, limits are in seconds, `workload_started` is
+    in CLOCK_MONOTONIC seconds, `error` is what kept the rig itself from going on."""
 
     clients: Sequence[ClientEvidence]
     patches: frozenset[int]
     stall_limit: float
     time_limit: float
     out_of_time: bool = False
+    workload_started: float | None = None
     error: str | None = None
     notes: Sequence[str] = field(default=())
 

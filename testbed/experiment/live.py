@@ -56,6 +56,24 @@ def watch(plan: Plan, options: RunOptions) -> View:
     return PlainView(plan, console, title)
 
 
+class NoView:
+    """Nobody watches."""
+
+    def sample(self, sample: Sample) -> None:
+        return
+
+    def event(self, event: Event) -> None:
+        return
+
+    def __enter__(self) -> NoView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
 class PlainView:
     """One line a second for each client, and one for each event."""
 

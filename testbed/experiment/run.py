@@ -161,6 +161,7 @@ class _Run:
         self.clients: list[_Client] = []
         self.floods: list[_Flood] = []
         self.out_of_time = False
+        self.workload_started: float | None = None
         self._exports: dict[str, str] = {}
         self._handlers: dict[HostProcess, Callable[[Message], None]] = {}
 
@@ -228,6 +229,7 @@ class _Run:
         for client in self.clients:
             client.last_moved = client.latest if client.samples else None
             client.process.send(StartWorkload())
+        self.workload_started = time.monotonic()
         self._say("workload_started", {})
         deadline = time.monotonic() + self.limits.time
         while not all(client.ended for client in self.clients):
@@ -370,6 +372,7 @@ class _Run:
             stall_limit=self.limits.stall,
             time_limit=self.limits.time,
             out_of_time=self.out_of_time,
+            workload_started=self.workload_started,
         )
 
     def _client_evidence(self, client: _Client) -> ClientEvidence:

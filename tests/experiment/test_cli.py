@@ -124,7 +124,7 @@ class Rig:
         self.outcome = outcome
         self.options: list[RunOptions] = []
 
-    def run(self, plan: Plan, options: RunOptions) -> Result:
+    def run(self, plan: Plan, options: RunOptions, view: object = None) -> Result:
         self.options.append(options)
         if isinstance(self.outcome, Exception):
             raise self.outcome
