@@ -82,7 +82,7 @@ class PageFreelists:
             return block[0]
         pcp = zone.pcp
         if not pcp.pages:
-            pcp.pages += zone.free.take(pcp.batch)
+            pcp.pages += zone.free.take(pcp.batch)[::-1]
             if not pcp.pages:
                 return None
         self.vmstat.pgalloc += 1
@@ -170,13 +170,16 @@ class PageFreelists:
 
 
 def _take(zone: Zone, count: int, above: int) -> list[Page]:
-    """Up to `count` pages by way of the per-cpu list, which may be filled while the `above` pages last."""
+    """Up to `count` pages by way of the per-cpu list, which may be filled while free pages are `above` the watermark.
+
+    Of the batch that brings them down to it, only the first page can be had.
+    """
     pcp = zone.pcp
-    listed = pcp.pages
+    listed, batch = pcp.pages, pcp.batch
+    count = min(count, len(listed) + (above - 1) // batch * batch + 1)
     missing = count - len(listed)
     if missing > 0:
-        batches = min(-(-missing // pcp.batch), -(-above // pcp.batch))
-        more = zone.free.take(batches * pcp.batch)
+        more = zone.free.take(-(-missing // batch) * batch)
         pages = listed[::-1] + more[:missing]
         listed[:] = more[: missing - 1 : -1]
     else:

@@ -17,6 +17,8 @@ from testbed.mm.watermarks import PAGE_SIZE, Watermarks
 from testbed.mm.zone_layout import ZoneSpan, ZoneType
 from testbed.rules import V9, Rules
 
+NO_FLOOR = -(1 << 62)
+"""Even with nothing free, there may be a page on the per-cpu list."""
 ALLOC_MODIFIERS = ALLOC_HIGH | ALLOC_HARDER | ALLOC_NO_WATERMARKS | ALLOC_OOM
 
 
@@ -86,14 +88,11 @@ class Zone:
         )
 
     def floor(self, classzone: int, alloc_flags: int) -> int:
-        """A request for one page under these flags passes while more than so many pages are free.
-
-        -1 for ALLOC_NO_WATERMARKS: even with none free, a page may be on the per-cpu list.
-        """
+        """A request for one page under these flags passes while more than so many pages are free."""
         if not alloc_flags & ALLOC_MODIFIERS:
             return self.marks[alloc_flags & ALLOC_WMARK_MASK][classzone]
         if alloc_flags & ALLOC_NO_WATERMARKS:
-            return -1
+            return NO_FLOOR
         mark = self.marks[alloc_flags & ALLOC_WMARK_MASK][classzone] - self.lowmem_reserve[classzone]
         return lowered_mark(mark, alloc_flags, self.rules) + self.lowmem_reserve[classzone]
 
