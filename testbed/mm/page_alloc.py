@@ -119,7 +119,8 @@ class PageAllocator(PageFreelists):
         request = Request(0, gfp_mask, current, zonelist)
         alloc_flags = gfp_to_alloc_flags(gfp_mask, current, self.switches)
         above_min = self._rmqueue_bulk(zonelist, count - len(pages), alloc_flags & ~ALLOC_RESERVE)
-        self._mark_slow_path(request, above_min)
+        if self._marks_slow_path:
+            self._mark_slow_path(request, above_min)
         pages += above_min
         if len(pages) < count and alloc_flags & ALLOC_RESERVE:
             reserve_zonelist = self._reserve_zonelist(request)
@@ -166,6 +167,7 @@ class PageAllocator(PageFreelists):
                     break
             await self.progress.wait(HZ_OVER_50, current.nice)
             await self.run_queue.let_favoured_run(current.nice)
+            self.wakeup_kswapd()
         self._fail(request)
         return None
 
@@ -214,7 +216,7 @@ class PageAllocator(PageFreelists):
 
     def _mark_slow_path(self, request: Request, pages: list[Page]) -> None:
         """V9 marks whatever the slow path finds for an entitled caller, even above min."""
-        if self._marks_slow_path and gfp_pfmemalloc_allowed(request.gfp_mask, request.current, self.switches):
+        if gfp_pfmemalloc_allowed(request.gfp_mask, request.current, self.switches):
             for page in pages:
                 page.pfmemalloc = True
 
@@ -281,7 +283,6 @@ class PageAllocator(PageFreelists):
         if page is None and (gfp_mask & GFP_NOFAIL or _worth_killing_for(request)):
             self.out_of_memory(request.current)
             request.no_progress_loops = 0
-            self.wakeup_kswapd()
         return page
 
     def _should_alloc_retry(self, request: Request) -> bool:

@@ -56,7 +56,11 @@ class PageFreelists:
         zonelist = zonelist or self.zonelists.node_zonelist(0, gfp_mask)
         classzone = zonelist.classzone
         for zone in zonelist.zones:
-            if zone.watermark_ok(order, classzone, alloc_flags) and (page := self._rmqueue(zone, order)) is not None:
+            if order:
+                enough = zone.watermark_ok(order, classzone, alloc_flags)
+            else:
+                enough = zone.free.nr_free > zone.floor(classzone, alloc_flags)
+            if enough and (page := self._rmqueue(zone, order)) is not None:
                 return page
         return None
 
@@ -92,11 +96,12 @@ class PageFreelists:
         """Up to `count` single pages, as if each had been asked for by itself; none if `count` is not positive."""
         taken: list[Page] = []
         for zone in zonelist.zones:
-            if count <= len(taken):
+            if len(taken) >= count:
                 break
             above = zone.free.nr_free - zone.floor(zonelist.classzone, alloc_flags)
             if above > 0:
-                taken += _take(zone, count - len(taken), above)
+                pages = _take(zone, count - len(taken), above)
+                taken = taken + pages if taken else pages
         self.vmstat.pgalloc += len(taken)
         return taken
 
@@ -165,7 +170,9 @@ class PageFreelists:
             zone.pcp.pages.clear()
 
     def _note_lowest(self) -> None:
-        lowest = sum(zone.free.nr_free for zone in self._lowmem)
+        lowest = 0
+        for zone in self._lowmem:
+            lowest += zone.free.nr_free
         self.nr_free_min = min(self.nr_free_min, lowest)
 
 
@@ -180,8 +187,10 @@ def _take(zone: Zone, count: int, above: int) -> list[Page]:
     missing = count - len(listed)
     if missing > 0:
         more = zone.free.take(-(-missing // batch) * batch)
-        pages = listed[::-1] + more[:missing]
+        pages = listed[::-1]
         listed[:] = more[: missing - 1 : -1]
+        del more[missing:]
+        pages += more
     else:
         pages = listed[: -count - 1 : -1]
         del listed[-count:]
@@ -192,8 +201,9 @@ def _give_surplus(zone: Zone) -> None:
     """`free_pcppages_bulk`: what has been longest on the per-cpu list goes back to the buddy allocator."""
     pcp = zone.pcp
     surplus = pcp.surplus()
-    zone.free.give(pcp.pages[:surplus])
-    del pcp.pages[:surplus]
+    listed, pcp.pages = pcp.pages, pcp.pages[surplus:]
+    del listed[surplus:]
+    zone.free.give(listed)
 
 
 def block_of(page: Page, order: int) -> list[Page]:

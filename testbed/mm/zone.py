@@ -93,8 +93,9 @@ class Zone:
             return self.marks[alloc_flags & ALLOC_WMARK_MASK][classzone]
         if alloc_flags & ALLOC_NO_WATERMARKS:
             return NO_FLOOR
-        mark = self.marks[alloc_flags & ALLOC_WMARK_MASK][classzone] - self.lowmem_reserve[classzone]
-        return lowered_mark(mark, alloc_flags, self.rules) + self.lowmem_reserve[classzone]
+        reserve = self.lowmem_reserve[classzone]
+        mark = self.marks[alloc_flags & ALLOC_WMARK_MASK][classzone] - reserve
+        return lowered_mark(mark, alloc_flags, self.rules) + reserve
 
     def watermark_ok(self, order: int, classzone: int, alloc_flags: int) -> bool:
         """`zone_watermark_ok`: may a request for 2**order pages be served from this zone?"""

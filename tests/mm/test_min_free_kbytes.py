@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from testbed.mm.min_free_kbytes import MinFreeKbytes
 from testbed.mm.sched import Task
-from testbed.mm.watermarks import setup_per_zone_wmarks
+from testbed.mm.watermarks import lowmem, zone_watermarks
 from testbed.patches import Switches
 from tests.mm.machine import SERIES, without
 from tests.mm.zones import DMA, DMA32, HIGHMEM, NORMAL, allocator
 from tests.virtual_time import simulate
 
-ZONES = ((DMA, 0, 512), (DMA32, 0, 1024), (NORMAL, 0, 1024), (HIGHMEM, 0, 1024))
+ZONES = ((DMA, 0, 16), (DMA32, 0, 32), (NORMAL, 0, 32), (HIGHMEM, 0, 64))
 UNSERIALIZED = without(serialize_min_free_kbytes=False)
 
 
@@ -29,7 +29,7 @@ class Host:
     """The zones, the sysctl, and writers who come at different moments."""
 
     def __init__(self, switches: Switches) -> None:
-        self.page_alloc = allocator(*ZONES, switches=switches)
+        self.page_alloc = allocator(*ZONES, switches=switches, min_free_kbytes=32)
         self.min_free_kbytes = MinFreeKbytes(self.page_alloc.zones, self.page_alloc.vmstat, switches)
 
     async def write_all(self, writers: list[Writer]) -> None:
@@ -57,8 +57,9 @@ def test_with_patch_01_all_zones_have_the_watermarks_of_one_value(writers: list[
         (value,) = set(host.values())
         assert value in {value for _turns, _nice, value in writers}
         assert value == host.min_free_kbytes.value
-        zones = host.page_alloc.zones
-        assert [zone.watermarks for zone in zones] == setup_per_zone_wmarks([zone.span for zone in zones], value)
+        spans = [zone.span for zone in host.page_alloc.zones]
+        expected = [zone_watermarks(span, lowmem(spans), value) for span in spans]
+        assert [zone.watermarks for zone in host.page_alloc.zones] == expected
         assert host.page_alloc.vmstat.wmark_setups_torn == 0
 
     simulate(main())
