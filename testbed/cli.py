@@ -14,7 +14,8 @@ from testbed.experiment.arguments import Parser, add_run_options, options_from
 from testbed.experiment.command import CANNOT_RUN, execute
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
-from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute
+from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute, setup_per_zone_wmarks
+from testbed.mm.zone_layout import LAYOUTS, ZoneType, lowmem_reserve, zone_spans
 from testbed.nbd import serve
 from testbed.patches import PRESETS, PatchError
 from testbed.size import parse_size
@@ -35,7 +36,8 @@ def parser() -> Parser:
     patches.add_argument("--json", action="store_true", help="the same for programs")
     watermarks = commands.add_parser("watermarks", help="what the model computes from the size of memory")
     watermarks.add_argument("--memory", required=True, metavar="SIZE")
-    watermarks.add_argument("--series", choices=SERIES, default=SERIES[0], help="kernel (default %(default)s)")
+    watermarks.add_argument("--series", choices=SERIES, default="3.6", help="kernel (default %(default)s)")
+    watermarks.add_argument("--zones", choices=LAYOUTS, help="show each zone of this layout")
     watermarks.add_argument("--min-free-kbytes", type=int, metavar="N", help="instead of the kernel's own choice")
     commands.add_parser("clean", help="remove what a crash left")
     return top
@@ -76,9 +78,12 @@ def _patches(space: argparse.Namespace) -> int:
 
 
 def _watermarks(space: argparse.Namespace) -> int:
+    rules, layout = SERIES[space.series], space.zones or "normal"
     try:
         pages = parse_size(space.memory) // PAGE_SIZE
-        marks = compute(pages, space.min_free_kbytes, space.series)
+        spans = zone_spans(pages, layout)
+        each = setup_per_zone_wmarks(spans, space.min_free_kbytes, rules)
+        marks = compute(pages, space.min_free_kbytes, rules, layout)
     except ValueError as error:
         raise CannotRun(str(error)) from None
     rows = [
@@ -91,6 +96,13 @@ def _watermarks(space: argparse.Namespace) -> int:
     print(f"{pages} pages, min_free_kbytes {marks.min_free_kbytes}, as in {space.series}")
     for name, value, what in rows:
         print(f"{name:<9} {value:>9} pages {value * PAGE_SIZE // 1024:>10} KiB   {what}")
+    if space.zones:
+        print(f"{'zone':<9} {'pages':>9} {'min':>7} {'low':>7} {'high':>7}   kept from requests for higher zones")
+        kinds = {span.kind for span in spans}
+        for span, mark in zip(spans, each, strict=True):
+            kept = zip(ZoneType, lowmem_reserve(span, spans), strict=True)
+            reserve = ", ".join(f"{kind.title} {count}" for kind, count in kept if count and kind in kinds) or "-"
+            print(f"{span.kind.title:<9} {span.pages:>9} {mark.min:>7} {mark.low:>7} {mark.high:>7}   {reserve}")
     return 0
 
 

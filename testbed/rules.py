@@ -42,6 +42,13 @@ class Rules:
     max_reclaim_retries: int | None = _rule(
         None, "rounds of direct reclaim without progress until the OOM killer is called (None: it is at once)"
     )
+    no_watermarks_ignores_nodemask: bool = _rule(
+        False, "patch 06 ignores the nodes that a policy binds to, not only the order it prefers (4.19)"
+    )
+    pcp_batch_ceiling: int = _rule(128, "pages that limit the batch of a per-cpu list: 512 KiB, or (4.20) 1 MiB")
+    pcp_high_batches: int = _rule(
+        6, "batches on a per-cpu list until one goes back (5.14: 4 while its zone is short, far more while it is not)"
+    )
     # --- slab allocators ---
     slub_get_partial_match: bool = _rule(
         False, "a partial slab of the reserve is passed over for an ordinary request (3.6-rc)"
@@ -130,6 +137,9 @@ LINUX_6_1 = Rules(
     order_checks_free_area=True,
     oom_victim_reserve="half",
     max_reclaim_retries=16,
+    no_watermarks_ignores_nodemask=True,
+    pcp_batch_ceiling=256,
+    pcp_high_batches=4,
     slub_get_partial_match=True,
     slub_high_order_nomemalloc=True,
     slab_pfmemalloc="lists",

@@ -95,7 +95,7 @@ class Host:
         self.socket_memory.sk_set_memalloc(self.swap_sk)
         self.queue = TcpReceiveQueue(self.swap_sk, skb_memory)
         self.plain_sk = Sock("plain", 0 if scarce else UNLIMITED)
-        self.ledger = Ledger(self.node.zone)
+        self.ledger = Ledger(self.node.page_alloc)
         self.device = NetDevice(skb_memory, self.socket_memory, self.netstat, RING, self.ledger.tally)
         self.device.alloc_rx_buffers()
         self.nic = Nic("left", "right", gso=gso)
@@ -105,7 +105,7 @@ class Host:
 
     def _take_pages(self) -> list[Page]:
         zone = self.node.zone
-        return [zone.free.pop() for _ in range(len(zone.free) - zone.watermarks.min // 2)]
+        return zone.free.take(zone.nr_free_pages - zone.watermarks.min // 2)
 
     def attach(self) -> None:
         """Connect the NIC to the running event loop; CPU time counts from here."""

@@ -243,7 +243,7 @@ def _client(
     wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
     ring_bytes = client.ring * RECEIVE_BUFFER_BYTES
     try:
-        marks = compute(memory // PAGE_SIZE, wanted)
+        marks = compute(memory // PAGE_SIZE, wanted, PRESETS[change.preset].rules, client.zones, client.nodes)
     except ValueError as error:
         raise TopologyError(f"{client.name}: {error}") from None
     if 4 * (ring_bytes + marks.high * PAGE_SIZE) > memory:

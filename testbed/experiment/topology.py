@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn, TypeVar
 
 from testbed.hosts.plan import Driver, Reader, SlabAllocator, ZoneLayout
+from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
 from testbed.size import parse_size
 
 Size = int | str
@@ -20,8 +21,7 @@ Start = Literal["swapping", "workload"]
 READERS = ("prompt", "faulting", "never")
 SLAB_ALLOCATORS = ("slub",)
 DRIVERS = ("linear",)
-ZONE_LAYOUTS = ("normal",)
-MOST_NODES = 1
+ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload")
 SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
@@ -142,7 +142,7 @@ class SwapClient:
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
         _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)
-        _check_number(self.nodes, f"{self.name}: nodes", 1, MOST_NODES)
+        _check_number(self.nodes, f"{self.name}: nodes", 1, MAX_NUMNODES)
         if not isinstance(self.swap, NbdServer):
             raise TopologyError(f"{self.name}: swap must be an NbdServer, not {self.swap!r}")
         size_in_bytes(self.memory, f"{self.name}: memory")

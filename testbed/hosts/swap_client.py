@@ -121,15 +121,17 @@ class SwapClient:
             self.switches,
             min_free_kbytes=plan.min_free_kbytes,
             page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
+            zones=plan.zones,
+            nodes=plan.nodes,
         )
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
-        managed = self.node.zone.managed
+        managed = self.node.page_alloc.managed
         self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
         self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
-        self.ledger = Ledger(self.node.zone)
+        self.ledger = Ledger(self.node.page_alloc)
         self.netdev = NetDevice(self.skb_memory, self.socket_memory, self.netstat, plan.ring, self.ledger.tally)
         self.bystanders = self._bystanders()
         self.canary = Bystander("canary", plan.interface.address, plan.canary_port, CANARY_RCVBUF)
@@ -353,11 +355,11 @@ class SwapClient:
         }
 
     def _gauges(self) -> dict[str, int]:
-        marks = self.node.zone.watermarks
+        marks = self.plan.watermarks
         return {
-            "total": self.node.zone.managed,
+            "total": self.node.page_alloc.managed,
             "min": marks.min,
             "low": marks.low,
             "high": marks.high,
-            "reserve_min_free": self.node.zone.nr_free_min,
+            "reserve_min_free": self.node.page_alloc.nr_free_min,
         }

@@ -50,6 +50,10 @@ RESERVE_EVENTS = (
     "slab_fast_path_refused",
     "no_watermark_slabs",
     "slab_pfmemalloc_mismatch",
+    "mempolicy_ignored",
+    "mempolicy_kept",
+    "wmark_setups_serialized",
+    "wmark_setups_torn",
     "throttle_low_reserve",
     "throttle_waits",
     "throttle_uncounted",
@@ -103,6 +107,10 @@ class VmStat:
     slab_fast_path_refused: int
     no_watermark_slabs: int
     slab_pfmemalloc_mismatch: int
+    mempolicy_ignored: int
+    mempolicy_kept: int
+    wmark_setups_serialized: int
+    wmark_setups_torn: int
     throttle_low_reserve: int
     throttle_waits: int
     throttle_uncounted: int

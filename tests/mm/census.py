@@ -21,7 +21,6 @@ def slabs_of(cache: KmemCache, objects: Iterable[Slab]) -> set[Slab]:
 
 def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -> None:
     """Every page is free, in a slab, on an LRU list, in the page cache or held; none twice, none lost."""
-    zone = node.zone
     in_use = [*objects, *(slab for slab, _used in node.swap_cache._nodes.values())]
     slab_pages: list[Page] = []
     for cache in node.caches.values():
@@ -31,16 +30,21 @@ def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -
         assert cache.inuse == sum(slab.cache is cache for slab in in_use)
         assert all(slab.partial == (slab in cache._partial) for slab in slabs)
         slab_pages += [slab.page for slab in slabs]
-    anon = [*zone.active_anon, *zone.inactive_anon]
-    everywhere = [*zone.free, *slab_pages, *anon, *zone.file, *held]
-    assert len(everywhere) == zone.managed
-    assert len(set(everywhere)) == zone.managed
+    active = [page for zone in node.zones for page in zone.active_anon]
+    inactive = [page for zone in node.zones for page in zone.inactive_anon]
+    anon = active + inactive
+    free = [page for zone in node.zones for page in (*zone.free, *zone.pcp.pages)]
+    everywhere = [*free, *slab_pages, *anon, *(page for zone in node.zones for page in zone.file), *held]
+    managed = node.page_alloc.managed
+    assert len(everywhere) == managed
+    assert len(set(everywhere)) == managed
     assert all(page.lru for page in anon)
-    assert all(page.active for page in zone.active_anon)
-    assert not any(page.active for page in zone.inactive_anon)
-    assert not any(page.lru or page.swap_entry or page.writeback for page in zone.free)
+    assert all(page.active for page in active)
+    assert not any(page.active for page in inactive)
+    assert not any(page.lru or page.swap_entry or page.writeback or page.pfmemalloc for page in free)
+    assert all(len([*zone.free]) == zone.nr_free_pages for zone in node.zones)
     vmstat = node.vmstat
-    assert vmstat.pgalloc - vmstat.pgfree == zone.managed - len(zone.free)
+    assert vmstat.pgalloc - vmstat.pgfree == managed - len(free)
     assert vmstat.nr_slab_unreclaimable == len(slab_pages)
     assert vmstat.nr_writeback == sum(page.writeback for page in anon)
 
@@ -62,7 +66,7 @@ def check_swap(node: Node, vmas: Collection[Vma]) -> None:
     assert swap.inuse_pages == sum(map(bool, swap.swap_map)) - 1
     assert all(page.swap_entry == slot for slot, page in cache.pages.items())
     assert cache.radix_tree_node.inuse == len({slot >> 6 for slot in cache.pages})
-    for page in [*node.zone.active_anon, *node.zone.inactive_anon]:
+    for page in [page for zone in node.zones for page in (*zone.active_anon, *zone.inactive_anon)]:
         assert page.dirty or page.writeback or page.locked or page.swap_entry
         assert page.mapping is not None or page.swap_entry
 

@@ -88,6 +88,8 @@ class Machine:
         delay: float | None = 0.001,
         min_free_kbytes: int | None = None,
         page_cache: int = 0,
+        zones: str = "normal",
+        nodes: int = 1,
     ) -> None:
         self.device = FakeSwapDevice(swap_pages, delay)
         self.node = Node(
@@ -97,6 +99,8 @@ class Machine:
             switches,
             min_free_kbytes=min_free_kbytes,
             page_cache=page_cache,
+            zones=zones,
+            nodes=nodes,
         )
         self.device.swap_io = self.node.swap_io
         self.held: list[Page] = []

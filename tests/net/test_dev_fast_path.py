@@ -134,16 +134,16 @@ class Host:
         """Leave exactly so many pages free, if that many can be had."""
         pages = self.node.zone.free
         while len(pages) > free:
-            self.held.append(pages.pop())
+            self.held += pages.take(1)
         while self.held and len(pages) < free:
-            pages.append(self.held.pop())
+            pages.give([self.held.pop()])
 
     def state(self) -> dict[str, Any]:
         return {
             "netstat": self.netstat.snapshot(),
             "vmstat": self.node.vmstat.snapshot(),
             "free": len(self.node.zone.free),
-            "least free": self.node.zone.nr_free_min,
+            "least free": self.node.page_alloc.nr_free_min,
             "ring": [skb.pfmemalloc for skb in self.device.ring],
             "sockets": [
                 (sk.rmem_alloc, [(skb.pfmemalloc, skb.truesize) for skb in sk.receive_queue])
@@ -260,7 +260,7 @@ def test_pages_in_bulk_are_pages_one_by_one(free: int, gfp_mask: int, count: int
         host.hold(free)
         got = take_pages(host.node.page_alloc, count, gfp_mask, bulk=bulk)
         flags = [(page.pfn, page.from_reserve, page.pfmemalloc) for page in got]
-        both.append((flags, host.node.vmstat.snapshot(), host.node.zone.nr_free_min))
+        both.append((flags, host.node.vmstat.snapshot(), host.node.page_alloc.nr_free_min))
     assert both[0] == both[1]
 
 
