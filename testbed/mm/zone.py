@@ -15,7 +15,7 @@ from testbed.mm.watermarks import PAGE_SIZE, Watermarks
 
 
 class Zone:
-    """All of RAM as one ZONE_NORMAL. `ram` is one writable buffer of `managed * PAGE_SIZE` bytes."""
+    """All of RAM as one zone. `ram` is one writable buffer of `managed * PAGE_SIZE` bytes."""
 
     __slots__ = (
         "active_anon",
@@ -24,13 +24,15 @@ class Zone:
         "free",
         "inactive_anon",
         "managed",
+        "name",
         "nr_free_min",
         "pages",
         "pages_scanned",
         "watermarks",
     )
 
-    def __init__(self, ram: memoryview, watermarks: Watermarks) -> None:
+    def __init__(self, ram: memoryview, watermarks: Watermarks, name: str = "Normal") -> None:
+        self.name = name
         self.managed = len(ram) // PAGE_SIZE
         self.pages = [Page(pfn, ram[pfn * PAGE_SIZE : (pfn + 1) * PAGE_SIZE], self) for pfn in range(self.managed)]
         self.free = self.pages[::-1]

@@ -31,8 +31,9 @@ def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -
         assert cache.inuse == sum(slab.cache is cache for slab in in_use)
         assert all(slab.partial == (slab in cache._partial) for slab in slabs)
         slab_pages += [slab.page for slab in slabs]
+    isolated = [page for page in zone.pages if page.pins and not page.lru]
     anon = [*zone.active_anon, *zone.inactive_anon]
-    everywhere = [*zone.free, *slab_pages, *anon, *zone.file, *held]
+    everywhere = [*zone.free, *slab_pages, *anon, *zone.file, *isolated, *held]
     assert len(everywhere) == zone.managed
     assert len(set(everywhere)) == zone.managed
     assert all(page.lru for page in anon)
@@ -42,7 +43,8 @@ def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -
     vmstat = node.vmstat
     assert vmstat.pgalloc - vmstat.pgfree == zone.managed - len(zone.free)
     assert vmstat.nr_slab_unreclaimable == len(slab_pages)
-    assert vmstat.nr_writeback == sum(page.writeback for page in anon)
+    assert vmstat.nr_writeback == sum(page.writeback for page in [*anon, *isolated])
+    assert vmstat.nr_isolated_anon == len(isolated)
 
 
 def check_swap(node: Node, vmas: Collection[Vma]) -> None:
