@@ -79,6 +79,9 @@ class Rules:
     too_many_isolated: Literal["inactive", "eighth"] = _rule(
         "inactive", "a direct reclaimer waits when more pages are isolated than inactive, or than 1/8 of them"
     )
+    writeback_activates: bool = _rule(
+        False, "a page found under writeback is kept on the active list until its write ends (4.11)"
+    )
     # --- swap and block layer ---
     swap_readahead: Literal["cluster", "vma"] = _rule(
         "cluster", "slots in an aligned window of 8, or neighbours in the mapping by how often that helped"
@@ -150,6 +153,7 @@ LINUX_6_1 = Rules(
     throttle_ignores_unreclaimable=True,
     reclaim_throttle=True,
     too_many_isolated="eighth",
+    writeback_activates=True,
     swap_readahead="vma",
     shared_tags=True,
     max_sectors_kb=1280,

@@ -15,8 +15,6 @@ from testbed.mm.swapfile import SwapInfo
 
 RADIX_TREE_MAP_SHIFT = 6
 RADIX_TREE_NODE_SIZE = 568
-CLUSTER_READAHEAD = 8
-"""Slots read at once around a fault: 1 << page_cluster (3)."""
 
 
 class SwapCache:
@@ -64,8 +62,3 @@ class SwapCache:
             del self._nodes[key]
             self.radix_tree_node.free(slab)
         self.swap.swapcache_free(entry)
-
-    def readahead_window(self, entry: int) -> range:
-        """The aligned window of slots read around `entry` (`swapin_readahead`, 3.6); slot 0 is left out."""
-        start = entry & ~(CLUSTER_READAHEAD - 1)
-        return range(max(start, 1), min(start + CLUSTER_READAHEAD, len(self.swap.swap_map)))

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from testbed.hosts.nbd_device import BLKDEV_MAX_RQ, NBD_REQUEST_SIZE, NbdDevice, merge
+from testbed.hosts.nbd_device import NBD_REQUEST_SIZE, NbdDevice, merge
 from testbed.mm.gfp import ALLOC_NO_WATERMARKS, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
@@ -157,7 +157,7 @@ def with_slot(slot: int) -> Page:
     ],
 )
 def test_only_neighbours_merge_and_no_request_is_longer_than_255_sectors(slots: list[int], lengths: list[int]) -> None:
-    runs = merge([with_slot(slot) for slot in slots])
+    runs = merge([with_slot(slot) for slot in slots], 31)
     assert [len(run) for run in runs] == lengths
     assert [page.swap_entry for run in runs for page in run] == sorted(slots)
     assert all(later.swap_entry == page.swap_entry + 1 for run in runs for page, later in pairwise(run))
@@ -222,7 +222,7 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
         pages = rig.dirty_pages(130, step=2)
         submit = asyncio.create_task(rig.device.submit_write(pages[:128], 0))
         assert not await is_blocked(submit, 1)
-        assert len(rig.device.in_flight) == BLKDEV_MAX_RQ == 128
+        assert len(rig.device.in_flight) == 128
         late = [asyncio.create_task(rig.device.submit_write([page], 0)) for page in pages[128:]]
         assert all([await is_blocked(writer, 60) for writer in late])
         read = rig.dirty_pages(1)

@@ -34,7 +34,7 @@ def rows(switches: Switches) -> dict[str, dict[str, Any]]:
         node.caches["kmalloc-256"].alloc(GFP_ATOMIC, host.softirq)
         node.caches["kmalloc-512"].alloc(GFP_KERNEL, Task("entitled", pf_memalloc=True))
         node.caches["kmalloc-512"].alloc(GFP_KERNEL, Task("plain"))
-        sleeper = asyncio.create_task(node.vmscan.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
+        sleeper = asyncio.create_task(node.vmscan.throttle.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
         await asyncio.sleep(1)
         sleeper.cancel()
         return witnesses(node.counters(), host.netstat, (0, 0))

@@ -34,7 +34,9 @@ def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -
     inactive = [page for zone in node.zones for page in zone.inactive_anon]
     anon = active + inactive
     free = [page for zone in node.zones for page in (*zone.free, *zone.pcp.pages)]
-    everywhere = [*free, *slab_pages, *anon, *(page for zone in node.zones for page in zone.file), *held]
+    isolated = [page for zone in node.zones for page in zone.pages if page.pins and not page.lru]
+    file = [page for zone in node.zones for page in zone.file]
+    everywhere = [*free, *slab_pages, *anon, *file, *isolated, *held]
     managed = node.page_alloc.managed
     assert len(everywhere) == managed
     assert len(set(everywhere)) == managed
@@ -46,7 +48,8 @@ def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -
     vmstat = node.vmstat
     assert vmstat.pgalloc - vmstat.pgfree == managed - len(free)
     assert vmstat.nr_slab_unreclaimable == len(slab_pages)
-    assert vmstat.nr_writeback == sum(page.writeback for page in anon)
+    assert vmstat.nr_writeback == sum(page.writeback for page in [*anon, *isolated])
+    assert vmstat.nr_isolated_anon == len(isolated)
 
 
 def check_swap(node: Node, vmas: Collection[Vma]) -> None:

@@ -7,12 +7,18 @@ import asyncio
 import pytest
 
 from testbed.mm.gfp import GFP_KERNEL, GFP_NOIO
+from testbed.mm.lruvec import Lruvec
 from testbed.mm.memory import Vma
 from testbed.mm.page import Page
+from testbed.mm.scan_control import ScanControl
 from testbed.mm.sched import Task
-from testbed.mm.vmscan import ScanControl
 from tests.mm.machine import Machine
 from tests.virtual_time import simulate
+
+
+def lruvec(machine: Machine) -> Lruvec:
+    """The lists of the machine's only zone."""
+    return machine.node.vmscan.pgdat.lruvecs[0]
 
 
 async def populate(machine: Machine, pages: int) -> Vma:
@@ -20,7 +26,7 @@ async def populate(machine: Machine, pages: int) -> Vma:
     vma = Vma(Task("owner"), pages)
     for index in range(pages):
         await machine.node.memory.handle_mm_fault(vma.owner, vma, index, write=True)
-    machine.node.vmscan.shrink_active_list(pages)
+    machine.node.vmscan.shrink_active_list(lruvec(machine), pages)
     return vma
 
 
@@ -33,12 +39,12 @@ def test_a_dirty_page_is_written_by_one_scan_and_freed_by_a_later_one() -> None:
         machine = Machine()
         vma = await populate(machine, 32)
         first = scan()
-        await machine.node.vmscan.shrink_zone(first, direct=True)
+        await machine.node.vmscan.shrink_zone(lruvec(machine), first)
         assert (first.nr_reclaimed, machine.device.writes, machine.free) == (0, 32, 1024 - 33)
         assert all(isinstance(pte, int) for pte in vma.ptes)
         await asyncio.sleep(1)
         second = scan()
-        await machine.node.vmscan.shrink_zone(second, direct=True)
+        await machine.node.vmscan.shrink_zone(lruvec(machine), second)
         assert (second.nr_reclaimed, machine.device.writes) == (32, 32)
         assert machine.node.vmstat.pgsteal_direct == 32
 
@@ -49,7 +55,7 @@ def test_the_oldest_pages_go_first() -> None:
     async def main() -> None:
         machine = Machine()
         vma = await populate(machine, 400)
-        await machine.node.vmscan.shrink_zone(scan(priority=2), direct=True)
+        await machine.node.vmscan.shrink_zone(lruvec(machine), scan(priority=2))
         swapped = [index for index, pte in enumerate(vma.ptes) if isinstance(pte, int)]
         assert swapped == list(range(len(swapped)))
         assert 0 < len(swapped) < 400
@@ -64,7 +70,7 @@ def test_a_page_in_use_is_activated_instead() -> None:
         used = vma.ptes[7]
         assert isinstance(used, Page)
         used.young = True
-        machine.node.vmscan.shrink_inactive_list(32, scan(), direct=True)
+        await machine.node.vmscan.shrink_inactive_list(lruvec(machine), 32, scan())
         assert list(machine.node.zone.active_anon) == [used]
         assert vma.ptes[7] is used
         assert machine.node.vmstat.pgactivate == 1
@@ -77,7 +83,7 @@ def test_without_io_nothing_dirty_is_touched() -> None:
         machine = Machine()
         vma = await populate(machine, 200)
         for priority in range(12, -1, -1):
-            await machine.node.vmscan.shrink_zone(scan(GFP_NOIO, priority), direct=True)
+            await machine.node.vmscan.shrink_zone(lruvec(machine), scan(GFP_NOIO, priority))
         assert machine.device.writes == 0
         assert all(isinstance(pte, Page) for pte in vma.ptes)
 
@@ -88,8 +94,8 @@ def test_clean_page_cache_goes_before_any_page_is_written() -> None:
     async def main() -> None:
         machine = Machine(page_cache=500)
         await populate(machine, 100)
-        sc = ScanControl(GFP_KERNEL, Task("reclaimer", pf_memalloc=True), 32)
-        machine.node.vmscan.shrink_file_list(64, sc, direct=False)
+        sc = ScanControl(GFP_KERNEL, Task("kswapd", pf_memalloc=True), 32, kswapd=True)
+        machine.node.vmscan.shrink_file_list(lruvec(machine), 64, sc)
         assert (sc.nr_reclaimed, machine.device.writes, len(machine.node.zone.file)) == (64, 0, 436)
         assert machine.node.vmstat.pgsteal_kswapd == 64
 
@@ -99,10 +105,9 @@ def test_clean_page_cache_goes_before_any_page_is_written() -> None:
 def test_little_page_cache_is_left_alone() -> None:
     machine = Machine(page_cache=10)
     machine.drain(80)
-    assert machine.node.vmscan.get_scan_count() == (1, 0, 1)
+    assert lruvec(machine).get_scan_count(1, swap_full=False, force_scan=True).file == 0
     machine.give_back(7)
-    _anon, file, _denominator = machine.node.vmscan.get_scan_count()
-    assert file > 0
+    assert lruvec(machine).get_scan_count(1, swap_full=False, force_scan=True).file > 0
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -111,7 +116,7 @@ def test_a_reclaimer_that_is_cancelled_leaves_no_page_under_writeback_for_ever(t
         machine = Machine(4096)
         node = machine.node
         vma = await populate(machine, 3600)
-        reclaimer = asyncio.create_task(node.vmscan.shrink_zone(scan(), direct=False))
+        reclaimer = asyncio.create_task(node.vmscan.shrink_zone(lruvec(machine), scan()))
         for _ in range(turns):
             await asyncio.sleep(0)
         assert node.vmstat.nr_writeback

@@ -12,9 +12,9 @@ from tests.mm.machine import Machine, machine_64m, without
 from tests.virtual_time import is_blocked, now, simulate
 
 
-def throttled(machine: Machine, gfp_mask: int, task: Task) -> asyncio.Task[None]:
+def throttled(machine: Machine, gfp_mask: int, task: Task) -> asyncio.Task[bool]:
     """`throttle_direct_reclaim`, running."""
-    return asyncio.create_task(machine.node.vmscan.throttle_direct_reclaim(gfp_mask, task))
+    return asyncio.create_task(machine.node.vmscan.throttle.throttle_direct_reclaim(gfp_mask, task))
 
 
 @pytest.mark.parametrize(("free", "sleeps"), [(129, False), (128, True), (0, True)])
