@@ -102,7 +102,8 @@ class ReceiveMachine(RuleBasedStateMachine):
         assert self.host.ended(DropReason.RX_MISSED) == netstat.rx_missed
         assert self.host.ended(DropReason.PFMEMALLOC) == netstat.PFMemallocDrop
         assert self.host.ended(DropReason.UNHANDLED_PROTO) == netstat.rx_dropped
-        assert self.host.ended(DropReason.SOCKET_RCVBUFF) == netstat.RcvbufErrors + netstat.TCPRcvQDrop
+        full_buffers = netstat.RcvbufErrors - netstat.PFMemallocDrop + netstat.TCPRcvQDrop
+        assert self.host.ended(DropReason.SOCKET_RCVBUFF) == full_buffers
 
     @invariant()
     def every_skb_is_held_by_somebody(self) -> None:
@@ -113,7 +114,7 @@ class ReceiveMachine(RuleBasedStateMachine):
             *self.tap.receive_queue,
             *(skb for _end, skb in queued(host.swap)),
         ]
-        data = {id(skb.origin or skb): skb.data for skb in skbs}
+        data = {id(skb.shared or skb): skb.data for skb in skbs}
         objects = [*(skb.head for skb in skbs), *data.values()]
         check_pages(host.machine.node, host.machine.held, objects)
 
