@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from testbed.experiment import leftovers, preflight
+from testbed.experiment.acting import acting
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.plan import resolve
@@ -19,6 +20,7 @@ from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
+from testbed.patches import PatchError, check_acting
 
 EXPECTED, UNEXPECTED, CANNOT_RUN = 0, 1, 2
 
@@ -33,12 +35,13 @@ def execute(topology: Topology, options: RunOptions) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         plan = resolve(topology, options.overrides)
+        check_acting(options.patches, acting(plan.clients), options.force)
         preflight.check(plan)
         leftovers.mark_children()
         from testbed.experiment.session import run
 
         result = run(plan, options)
-    except (CannotRun, LabError, TopologyError) as error:
+    except (CannotRun, LabError, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from testbed.hosts.nic import Nic
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.real_buffer import enlarge
 from testbed.hosts.report import client_report
+from testbed.hosts.tcpdump import Tcpdump
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -124,13 +125,21 @@ class SwapClient:
         )
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
-        self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
+        self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu, plan.driver)
         managed = self.node.zone.managed
         self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
         self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
         self.ledger = Ledger(self.node.zone)
-        self.netdev = NetDevice(self.skb_memory, self.socket_memory, self.netstat, plan.ring, self.ledger.tally)
+        self.netdev = NetDevice(
+            self.skb_memory,
+            self.socket_memory,
+            self.netstat,
+            plan.ring,
+            self.ledger.tally,
+            copybreak=plan.copybreak,
+        )
+        self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
         self.bystanders = self._bystanders()
         self.canary = Bystander("canary", plan.interface.address, plan.canary_port, CANARY_RCVBUF)
         self.progress = Progress()
@@ -227,6 +236,8 @@ class SwapClient:
             asyncio.create_task(self.node.kswapd.run()),
             asyncio.create_task(self.device.nbd_thread()),
         ]
+        if self.tap is not None:
+            self._spawn(self.tap.run(self.node.memory))
         self.canary.read_promptly(self.netdev)
         for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
             if plan.reader == "prompt":
@@ -298,6 +309,7 @@ class SwapClient:
             "sk_wmem_queued": self.send_queue.wmem_queued,
             "sk_rmem_alloc": self.swap_sk.rmem_alloc,
             "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
+            "tap_rmem_alloc": 0 if self.tap is None else self.tap.sk.rmem_alloc,
             "canary_received": self.canary.received,
             "swap_used": self.node.swap.inuse_pages,
             "swap_write_errors": self.node.swap_io.write_errors,

@@ -15,12 +15,13 @@ from operator import or_
 from typing import Any, Final, Literal
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
-from testbed.mm.node import Node
+from testbed.mm.node import KMALLOC_SIZES, Node
 from testbed.mm.sched import Task
 from testbed.mm.slub import KmemCache, Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.page_frag import FragPages, NetdevPages, PageFrag, PageFragCache
 from testbed.net.snmp import NetStat
+from testbed.rules import Rules
 
 SK_BUFF_SIZE: Final = 256
 SK_BUFF_FCLONE_SIZE: Final = 512
@@ -136,6 +137,23 @@ def skb_data_size(payload: int) -> int:
     return aligned + SKB_SHARED_INFO_SIZE
 
 
+def rx_sizes(driver: Driver, mtu: int) -> tuple[int, int]:
+    """Bytes of linear data and of a fragment that a driver asks for, to receive a frame into."""
+    frame = mtu + ETH_FRAME_OVERHEAD
+    if driver == "linear":
+        return skb_data_size(frame), 0
+    half = driver == "frag" and frame <= PAGE_SIZE // 2
+    return skb_data_size(RX_HEADER), PAGE_SIZE // 2 if half else PAGE_SIZE
+
+
+def rx_truesize(driver: Driver, mtu: int, rules: Rules) -> int:
+    """What one descriptor's skb takes, bytes."""
+    linear, frag = rx_sizes(driver, mtu)
+    if rules.rx_buffer == "kmalloc":
+        linear = next(size for size in KMALLOC_SIZES if linear <= size)
+    return SK_BUFF_SIZE + linear + frag
+
+
 class SkbMemory:
     """Allocates and frees the skbs of one host.
 
@@ -150,23 +168,16 @@ class SkbMemory:
         self.switches = node.switches
         self.skbuff_head_cache = node.kmem_cache_create("skbuff_head_cache", SK_BUFF_SIZE)
         self.skbuff_fclone_cache = node.kmem_cache_create("skbuff_fclone_cache", SK_BUFF_FCLONE_SIZE)
-        self.frag_pages = self._frag_pages(driver, mtu)
-        linear = skb_data_size(mtu + ETH_FRAME_OVERHEAD if self.frag_pages is None else RX_HEADER)
+        linear, frag = rx_sizes(driver, mtu)
+        self.frag_pages: FragPages | None = None
+        if driver == "frag":
+            self.frag_pages = PageFragCache(frag, node.page_alloc)
+        elif driver == "page":
+            self.frag_pages = NetdevPages(node.page_alloc, netstat)
         self.rx_cache: KmemCache | PageFragCache = node.kmalloc_cache(linear)
         if self.switches.rules.rx_buffer == "fragment":
             self.rx_cache = PageFragCache(linear, node.page_alloc)
-        self.rx_truesize = self.rx_cache.object_size + SK_BUFF_SIZE
-        if self.frag_pages is not None:
-            self.rx_truesize += self.frag_pages.object_size
-
-    def _frag_pages(self, driver: Driver, mtu: int) -> FragPages | None:
-        """Where the driver's fragments come from: half a page for a frame that fits it, or always a page."""
-        if driver == "linear":
-            return None
-        if driver == "page":
-            return NetdevPages(self.node.page_alloc, self.netstat)
-        half = PAGE_SIZE // 2
-        return PageFragCache(half if mtu + ETH_FRAME_OVERHEAD <= half else PAGE_SIZE, self.node.page_alloc)
+        self.rx_truesize = rx_truesize(driver, mtu, self.switches.rules)
 
     def alloc_skb(self, size: int, gfp_mask: int, current: Task) -> SkBuff | None:
         """`__alloc_skb` for `size` bytes of linear data; None when there is no memory."""
