@@ -275,6 +275,7 @@ def _client(
         zones=client.zones,
         nodes=client.nodes,
         copybreak=client.copybreak,
+        gro=client.gro,
         tap=None if client.tap is None else size_in_bytes(client.tap, "tap"),
     )
 

@@ -124,6 +124,7 @@ class SwapClient:
     three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` what the NIC receives into: one
     "linear" buffer, a page fragment ("frag") or a whole "page". Frames of up to `copybreak` bytes are copied into a
     small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
+    With `gro` the segments of a GSO frame, which the NIC receives into a buffer each, go up the stack as one.
     `zones` is how memory is divided into zones, and `nodes` into how many NUMA nodes.
     """
 
@@ -143,6 +144,7 @@ class SwapClient:
     nodes: int = 1
     copybreak: int = 0
     tap: Size | None = None
+    gro: bool = False
 
     def __post_init__(self) -> None:
         _check_name("client", self.name)

@@ -82,7 +82,8 @@ class ClientPlan:
     """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
     From `rules` on it is said which kernel it runs, with which slab allocator and NIC driver, how its memory is laid
-    out, up to what length the driver copies frames, and the receive buffer of a tap, if one is running.
+    out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
+    segments of a GSO frame are merged again.
     """
 
     name: str
@@ -105,3 +106,4 @@ class ClientPlan:
     nodes: int = 1
     copybreak: int = 0
     tap: int | None = None
+    gro: bool = False

@@ -138,6 +138,7 @@ class SwapClient:
             plan.ring,
             self.ledger.tally,
             copybreak=plan.copybreak,
+            gro=plan.gro,
         )
         self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
         self.bystanders = self._bystanders()

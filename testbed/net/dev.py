@@ -17,6 +17,7 @@ import numpy.typing as npt
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
 from testbed.net.drop_reason import DropReason
+from testbed.net.gro import merge
 from testbed.net.skbuff import SkbColumns, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -118,6 +119,7 @@ class NetDevice:
         tally: told how many frames ended where, once for each poll.
         copybreak: frames of up to so many bytes are copied into a small skb of their own, and the buffer stays where
             it is.
+        gro: the segments of a GSO frame, each in a buffer of its own, are merged before they go up the stack.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ class NetDevice:
         tally: Callable[[Tally], None],
         *,
         copybreak: int = 0,
+        gro: bool = False,
     ) -> None:
         self.skb_memory = skb_memory
         self.socket_memory = socket_memory
@@ -137,6 +140,7 @@ class NetDevice:
         self.ring_size = ring_size
         self.ring = skb_memory.no_rx_skbs()
         self.copybreak = copybreak
+        self.gro = gro
         self.ptype_all: list[Sock] = []
         self.ptype_base: dict[int, list[Sock]] = {}
         """Packet sockets bound to one protocol, by its EtherType."""
@@ -317,7 +321,10 @@ class NetDevice:
                 batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
 
     def _receive_frame(self, batch: RxBatch, index: int, wanted: int) -> None:
-        """One frame, segment by segment unless all of them are queued."""
+        """One frame, segment by segment unless all of them are merged or queued."""
+        if self.gro and 1 < wanted <= len(self.ring):
+            batch.verdicts.append(self._receive_merged(batch, index, wanted))
+            return
         if self._tcp_v4_rcv_whole(batch, index, wanted):
             batch.verdicts.append(DELIVERED)
             return
@@ -325,6 +332,12 @@ class NetDevice:
         batch.verdicts.append(verdicts[0])
         if verdicts.count(verdicts[0]) != wanted:
             self._cut(batch, index, verdicts)
+
+    def _receive_merged(self, batch: RxBatch, index: int, wanted: int) -> int:
+        """All segments of a frame as one skb."""
+        self.netstat.rx_packets += wanted
+        skb = merge(self.skb_memory, self.ring.take(wanted))
+        return self._netif_receive_skb(skb, batch, index, frames=wanted)
 
     def _tcp_v4_rcv_whole(self, batch: RxBatch, index: int, wanted: int) -> bool:
         """`tcp_v4_rcv` for all segments of a frame; False, with nothing done, unless each is new and finds room."""
@@ -411,9 +424,12 @@ class NetDevice:
         if self._pfmemalloc_drop_is_rcvbuf_error:
             self.netstat.RcvbufErrors += datagrams
 
-    def _netif_receive_skb(self, skb: SkBuff, batch: RxBatch, index: int, followers: int = 0) -> int:
-        """`__netif_receive_skb` for one skb: its verdict. The skb is freed, queued or handed on here.
+    def _netif_receive_skb(
+        self, skb: SkBuff, batch: RxBatch, index: int, followers: int = 0, *, frames: int = 1
+    ) -> int:
+        """`__netif_receive_skb` for one skb, which holds `frames` segments: its verdict.
 
+        The skb is freed, queued or handed on here.
         With patch 12 all of it runs with PF_MEMALLOC if the skb lies in reserve memory.
         """
         kind = batch.kinds[batch.codes[index]]
@@ -428,7 +444,7 @@ class NetDevice:
         else:
             verdict = self._deliver_skb(skb, batch, index, followers)
         self.softirq.pf_memalloc = pflags
-        self._count(verdict, kind.name, pfmemalloc)
+        self._count(verdict, kind.name, pfmemalloc, frames)
         return verdict
 
     def _deliver_to_taps(self, skb: SkBuff, reserve: bool) -> None:

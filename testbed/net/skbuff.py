@@ -41,7 +41,7 @@ NO_FRAGS: Final[tuple[PageFrag, ...]] = ()
 class SkBuff:
     """One sk_buff. `truesize` is what the socket is charged for it, bytes.
 
-    `data` is an object of a slab, or a fragment; the frame goes on in `frags`. `shared` is set while there are clones.
+    `data` is an object of a slab, or a fragment; the frame goes on in `frags`. `shared` is None until there is a clone.
     """
 
     __slots__ = ("data", "frags", "head", "pfmemalloc", "shared", "truesize")
@@ -54,16 +54,17 @@ class SkBuff:
         self.frags = frags
         self.pfmemalloc = pfmemalloc
         self.truesize = truesize
-        self.shared: SharedData | None = None
+        self.shared: SharedInfo | None = None
 
 
-class SharedData:
-    """`dataref`: how many clones use the same data and fragments."""
+class SharedInfo:
+    """`skb_shared_info`: how many clones use the same data (`dataref`), and the skbs merged behind it (`frag_list`)."""
 
-    __slots__ = ("users",)
+    __slots__ = ("frag_list", "users")
 
     def __init__(self) -> None:
         self.users = 1
+        self.frag_list: list[SkBuff] = []
 
 
 class SkbColumns:
@@ -293,7 +294,7 @@ class SkbMemory:
         if head is None:
             return None
         if skb.shared is None:
-            skb.shared = SharedData()
+            skb.shared = SharedInfo()
         skb.shared.users += 1
         clone = SkBuff(head, skb.data, skb.pfmemalloc, skb.truesize, skb.frags)
         clone.shared = skb.shared
@@ -336,6 +337,9 @@ def release_data(skb: SkBuff) -> None:
         shared.users -= 1
         if shared.users:
             return
+        for merged in shared.frag_list:
+            merged.head.cache.free(merged.head)
+            release_data(merged)
     skb.data.cache.free(skb.data)
     put_frags(skb.frags)
 

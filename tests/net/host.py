@@ -33,13 +33,16 @@ class Host:
         rcvbuf: int = 1 << 20,
         driver: Driver = "linear",
         copybreak: int = 0,
+        gro: bool = False,
     ):
         self.machine = machine_64m(switches) if pages is None else Machine(pages, switches)
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(switches, self.netstat)
         self.skb_memory = SkbMemory(self.machine.node, self.netstat, MTU, driver)
         self.tally: Counter[tuple[int, str, bool]] = Counter()
-        self.device = NetDevice(self.skb_memory, self.socket_memory, self.netstat, ring, self._add, copybreak=copybreak)
+        self.device = NetDevice(
+            self.skb_memory, self.socket_memory, self.netstat, ring, self._add, copybreak=copybreak, gro=gro
+        )
         self.udp = Sock("udp", rcvbuf)
         self.swap = TcpReceiveQueue(Sock("swap", rcvbuf, swap=True), self.skb_memory)
         self.softirq = Task("softirq")
