@@ -59,6 +59,9 @@ PAGE_CACHE_SHARE = 16
 """One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
 TCP_INFO_BYTES_RECEIVED = 128
 TCP_MEM_SHARE = 7
+TCP_IP_HEADERS = 52
+RECEIVE_WINDOW_SHARE = 0.48
+"""How much of the receive buffer full frames may take; short ones take more than their share (tcp_grow_window)."""
 TCP_BUFFER_CEILING = 4 << 20
 LEAST_SEND_BUFFER = 128 << 10
 
@@ -196,7 +199,7 @@ class SwapClient:
     def _connect(self) -> NbdClient:
         swap = self.plan.swap
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(self.swap_sk.rcvbuf * 0.3))
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_window())
         enlarge(real, socket.SO_SNDBUF, REAL_SEND_BUFFER)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         real.settimeout(CONNECT_TIMEOUT)
@@ -206,6 +209,11 @@ class SwapClient:
         except BaseException:
             real.close()
             raise
+
+    def _receive_window(self) -> int:
+        """Bytes of data that the server may send ahead, which must fit the model's receive buffer at its true size."""
+        payload = self.plan.interface.mtu - TCP_IP_HEADERS
+        return int(self.swap_sk.rcvbuf * RECEIVE_WINDOW_SHARE * payload / self.skb_memory.rx_truesize)
 
     def _mkswap_check(self, client: NbdClient) -> None:
         if client.export_size < self.plan.swap.bytes:

@@ -164,10 +164,9 @@ class NetdevPages(FragPages):
             frag.users = 1
             netstat.netdev_page_pfmemalloc += frag.pfmemalloc
         self.inuse += len(taken)
-        failed = count - len(taken)
+        failed = len(taken) < count
         netstat.alloc_rx_page_failed += failed
-        if not patched:
-            netstat.netdev_page_reserve_refused += failed
+        netstat.netdev_page_reserve_refused += failed and not patched
         return taken
 
 

@@ -214,6 +214,7 @@ class SkbMemory:
         """`netdev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
 
         When memory is low they are made a slab of heads at a time: heads for the whole ring would leave none for data.
+        Nor must fragments leave none for heads: what fails for many is tried again for fewer.
         """
         gfp_mask = self.rx_gfp_mask(gfp_mask, memalloc_socks)
         zone = self.node.zone
@@ -224,8 +225,11 @@ class SkbMemory:
             wanted = min(chunk, count - len(skbs))
             taken = self._alloc_rx_chunk(wanted, gfp_mask, current)
             skbs.extend(taken)
-            if len(taken) < wanted:
+            if len(taken) == wanted:
+                continue
+            if self.frag_pages is None or chunk == 1:
                 break
+            chunk //= 2
         failed = count - len(skbs)
         self.netstat.alloc_rx_buff += len(skbs)
         self.netstat.alloc_rx_buff_failed += failed
@@ -234,12 +238,16 @@ class SkbMemory:
         return skbs
 
     def _alloc_rx_chunk(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
+        if self.frag_pages is None:
+            return self._alloc_rx_linear(count, gfp_mask, current)
+        return self._alloc_rx_frags(count, self.frag_pages, gfp_mask, current)
+
+    def _alloc_rx_linear(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
         heads = self.skbuff_head_cache.alloc_bulk(count, gfp_mask, current)
         data, pfmemalloc = self._alloc_rx_data(len(heads), gfp_mask, current)
         self.skbuff_head_cache.free_bulk(heads[len(data) :])
         del heads[len(data) :]
-        skbs = SkbColumns(self.rx_truesize, heads, data, pfmemalloc)
-        return skbs if self.frag_pages is None else self._add_frags(skbs, self.frag_pages, gfp_mask, current)
+        return SkbColumns(self.rx_truesize, heads, data, pfmemalloc)
 
     def _alloc_rx_data(self, count: int, gfp_mask: int, current: Task) -> tuple[list[Any], bytearray]:
         """Linear receive data, up to `count` times, and a byte for each that is 1 if the skb is to be marked."""
@@ -254,18 +262,17 @@ class SkbMemory:
         build_skb = self.switches.skb_pfmemalloc and self.switches.rules.build_skb_pfmemalloc
         return frags, marks if build_skb else bytearray(len(frags))
 
-    def _add_frags(self, skbs: SkbColumns, pages: FragPages, gfp_mask: int, current: Task) -> SkbColumns:
-        """Give each skb a fragment, and its mark; those that get none are freed."""
-        if isinstance(pages, NetdevPages):
-            gfp_mask = GFP_ATOMIC
-        frags = pages.alloc_bulk(len(skbs), gfp_mask, current)
-        fitted = skbs.take(len(frags))
-        self.kfree_columns(skbs)
-        fitted.frags = frags
+    def _alloc_rx_frags(self, count: int, pages: FragPages, gfp_mask: int, current: Task) -> SkbColumns:
+        """Fragments first, then as many skbs to attach them to, each marked for its own."""
+        frags = pages.alloc_bulk(count, GFP_ATOMIC if isinstance(pages, NetdevPages) else gfp_mask, current)
+        skbs = self._alloc_rx_linear(len(frags), gfp_mask, current)
+        pages.free_bulk(frags[len(skbs) :])
+        del frags[len(skbs) :]
+        skbs.frags = frags
         reserve = bytearray([frag.pfmemalloc for frag in frags])
         if 1 in reserve and self._frags_mark(pages, reserve.count(1)):
-            fitted.pfmemalloc = bytearray(map(or_, fitted.pfmemalloc, reserve))
-        return fitted
+            skbs.pfmemalloc = bytearray(map(or_, skbs.pfmemalloc, reserve))
+        return skbs
 
     def _frags_mark(self, pages: FragPages, reserve: int) -> bool:
         """Whether an skb is marked for its fragment (`skb_fill_page_desc`, patch 10; a driver's own page, patch 11)."""

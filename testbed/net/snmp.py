@@ -18,7 +18,7 @@ class NetStat:
     alloc_rx_buff_failed: int = 0
     """Refills that could not allocate a buffer."""
     alloc_rx_page_failed: int = 0
-    """Of these, the ones that found no page (a driver that receives into pages)."""
+    """Requests of a driver for pages to receive into of which not all could be had."""
     alloc_rx_buff: int = 0
     PFMemallocDrop: int = 0
     InDatagrams: int = 0
@@ -36,7 +36,7 @@ class NetStat:
     netdev_page_pfmemalloc: int = 0
     """Pages of the reserve that a driver received into (patch 11)."""
     netdev_page_reserve_refused: int = 0
-    """Requests of a driver for a page that failed where patch 11 would have tried the reserve."""
+    """Of these, the ones for which patch 11 would have tried the reserve."""
     receive_pf_memalloc: int = 0
     """Skbs processed with PF_MEMALLOC set (patch 12)."""
     receive_pf_memalloc_skipped: int = 0
