@@ -104,16 +104,25 @@ class PageFragCache(FragPages):
     def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[PageFrag]:
         """`__netdev_alloc_frag`, up to `count` times."""
         taken = self._cut(count)
-        while len(taken) < count:
-            blocks = self._alloc_blocks(count - len(taken), gfp_mask, current)
-            for pages in blocks:
-                self._page = PageFrag(self, pages, self._fragments_in(pages))
-                taken += self._cut(count - len(taken))
-            if not blocks:
-                self._page = None
-                break
+        while len(taken) < count and (block := self._alloc_high_order(gfp_mask, current)):
+            taken += self._cut_new(block, count - len(taken))
+        if len(taken) < count:
+            wanted = -(-(count - len(taken)) // (PAGE_SIZE // self.object_size))
+            for page in self.page_alloc.alloc_pages_nowait(wanted, gfp_mask, current):
+                taken += self._cut_new([page], count - len(taken))
+        if len(taken) < count:
+            self._page = None
         self.inuse += len(taken)
         return taken
+
+    def _alloc_high_order(self, gfp_mask: int, current: Task) -> list[Page] | None:
+        order = self.switches.rules.page_frag_order
+        return _alloc_order(self.page_alloc)(order, gfp_mask | HIGH_ORDER, current) if order else None
+
+    def _cut_new(self, pages: list[Page], count: int) -> list[PageFrag]:
+        """Up to `count` fragments of new pages, which are at hand from now on."""
+        self._page = PageFrag(self, pages, self._fragments_in(pages))
+        return self._cut(count)
 
     def _cut(self, count: int) -> list[PageFrag]:
         """Up to `count` fragments of the page at hand, which is cut again once all its fragments have come back."""
@@ -132,14 +141,6 @@ class PageFragCache(FragPages):
             return False
         page.left = self._fragments_in(page.pages)
         return True
-
-    def _alloc_blocks(self, count: int, gfp_mask: int, current: Task) -> list[list[Page]]:
-        """One large block, or as many pages as hold `count` fragments; fewer when there are no more."""
-        order = self.switches.rules.page_frag_order
-        if order and (block := _alloc_order(self.page_alloc)(order, gfp_mask | HIGH_ORDER, current)):
-            return [block]
-        wanted = -(-count // (PAGE_SIZE // self.object_size))
-        return [[page] for page in self.page_alloc.alloc_pages_nowait(wanted, gfp_mask, current)]
 
     def _fragments_in(self, pages: list[Page]) -> int:
         return len(pages) * PAGE_SIZE // self.object_size
