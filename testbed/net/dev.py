@@ -337,7 +337,7 @@ class NetDevice:
         """All segments of a frame as one skb."""
         self.netstat.rx_packets += wanted
         skb = merge(self.skb_memory, self.ring.take(wanted))
-        return self._netif_receive_skb(skb, batch, index, frames=wanted)
+        return self._netif_receive_skb(skb, batch, index)
 
     def _tcp_v4_rcv_whole(self, batch: RxBatch, index: int, wanted: int) -> bool:
         """`tcp_v4_rcv` for all segments of a frame; False, with nothing done, unless each is new and finds room."""
@@ -424,17 +424,14 @@ class NetDevice:
         if self._pfmemalloc_drop_is_rcvbuf_error:
             self.netstat.RcvbufErrors += datagrams
 
-    def _netif_receive_skb(
-        self, skb: SkBuff, batch: RxBatch, index: int, followers: int = 0, *, frames: int = 1
-    ) -> int:
-        """`__netif_receive_skb` for one skb, which holds `frames` segments: its verdict.
+    def _netif_receive_skb(self, skb: SkBuff, batch: RxBatch, index: int, followers: int = 0) -> int:
+        """`__netif_receive_skb` for one skb: its verdict. The skb is freed, queued or handed on here.
 
-        The skb is freed, queued or handed on here.
         With patch 12 all of it runs with PF_MEMALLOC if the skb lies in reserve memory.
         """
         kind = batch.kinds[batch.codes[index]]
-        pfmemalloc, pflags = skb.pfmemalloc, self.softirq.pf_memalloc
-        reserve = self._count_reserve(pfmemalloc)
+        pfmemalloc, frames, pflags = skb.pfmemalloc, skb.gso_segs, self.softirq.pf_memalloc
+        reserve = self._count_reserve(frames if pfmemalloc else 0)
         self.softirq.pf_memalloc |= reserve
         self._deliver_to_taps(skb, reserve)
         if reserve and kind.protocol not in self._protocols:
@@ -455,7 +452,7 @@ class NetDevice:
             self._packet_rcv(self.ptype_all, skb)
 
     def _unhandled(self, skb: SkBuff) -> int:
-        self.netstat.rx_dropped += 1
+        self.netstat.rx_dropped += skb.gso_segs
         self.skb_memory.kfree_skb(skb)
         return UNHANDLED_PROTO
 
@@ -503,14 +500,14 @@ class NetDevice:
     def _tcp_v4_rcv(self, queue: TcpReceiveQueue, skb: SkBuff, batch: RxBatch, index: int, followers: int) -> int:
         """`tcp_v4_rcv`: filter, receive buffer, queue until the reader has copied the data."""
         if not self.socket_memory.sk_filter(queue.sk, skb):
-            self.netstat.PFMemallocDrop += 1
+            self.netstat.PFMemallocDrop += skb.gso_segs
             self.skb_memory.kfree_skb(skb)
             return PFMEMALLOC
         end_seq = batch.end_seq[index] if batch.end_seq is not None else 0
         if followers and batch.gso_size is not None:
             end_seq -= followers * batch.gso_size[index]
         if end_seq > queue.copied_seq and queue.sk.rmem_alloc + skb.truesize > queue.sk.rcvbuf:
-            self.netstat.TCPRcvQDrop += 1
+            self.netstat.TCPRcvQDrop += skb.gso_segs
             self.skb_memory.kfree_skb(skb)
             return SOCKET_RCVBUFF
         self.last_pfmemalloc = skb.pfmemalloc

@@ -12,14 +12,19 @@ from testbed.net.skbuff import SharedInfo, SkbMemory, SkBuff
 
 
 def merge(skb_memory: SkbMemory, segments: Iterable[SkBuff]) -> SkBuff:
-    """One skb for all segments, of which there must be at least one."""
-    rest = iter(segments)
-    first = next(rest)
+    """One skb for all segments, of which there must be at least one.
+
+    Linear data stays where it is: the whole skb hangs on the first one's `frag_list`.
+    """
+    first, *rest = segments
+    shared = first.shared = first.shared or SharedInfo()
+    shared.gso_segs += len(rest)
     for skb in rest:
         if skb.frags:
             _move_frags(skb_memory, first, skb)
         else:
-            _chain(first, skb)
+            shared.frag_list.append(skb)
+            first.truesize += skb.truesize
     return first
 
 
@@ -29,11 +34,3 @@ def _move_frags(skb_memory: SkbMemory, first: SkBuff, skb: SkBuff) -> None:
     first.truesize += sum(frag.cache.object_size for frag in skb.frags)
     skb.frags = ()
     skb_memory.kfree_skb(skb)
-
-
-def _chain(first: SkBuff, skb: SkBuff) -> None:
-    """Where data is linear the whole skb hangs on the first one's `frag_list`."""
-    if first.shared is None:
-        first.shared = SharedInfo()
-    first.shared.frag_list.append(skb)
-    first.truesize += skb.truesize

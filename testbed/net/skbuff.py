@@ -41,7 +41,7 @@ NO_FRAGS: Final[tuple[PageFrag, ...]] = ()
 class SkBuff:
     """One sk_buff. `truesize` is what the socket is charged for it, bytes.
 
-    `data` is an object of a slab, or a fragment; the frame goes on in `frags`. `shared` is None until there is a clone.
+    `data` is an object of a slab, or a fragment; it goes on in `frags`. `shared` is None for one frame without a clone.
     """
 
     __slots__ = ("data", "frags", "head", "pfmemalloc", "shared", "truesize")
@@ -56,14 +56,20 @@ class SkBuff:
         self.truesize = truesize
         self.shared: SharedInfo | None = None
 
+    @property
+    def gso_segs(self) -> int:
+        """How many wire frames it holds."""
+        return 1 if self.shared is None else self.shared.gso_segs
+
 
 class SharedInfo:
-    """`skb_shared_info`: how many clones use the same data (`dataref`), and the skbs merged behind it (`frag_list`)."""
+    """`skb_shared_info`: how many clones use the same data (`dataref`), and what was merged behind it (`frag_list`)."""
 
-    __slots__ = ("frag_list", "users")
+    __slots__ = ("frag_list", "gso_segs", "users")
 
     def __init__(self) -> None:
         self.users = 1
+        self.gso_segs = 1
         self.frag_list: list[SkBuff] = []
 
 
