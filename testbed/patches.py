@@ -25,7 +25,7 @@ class Patch:
     title: str
     depends_on: frozenset[int] = frozenset()
     acts_on: str = ""
-    """What a host needs for this patch to change anything, if the emulated client does not have it; else empty."""
+    """What a client must have for this patch to change anything, if not every client has it; else empty."""
 
 
 def _patch(number: int, title: str, *depends_on: int, acts_on: str = "") -> Patch:
@@ -99,24 +99,26 @@ WITHOUT_BASE: dict[tuple[int, int], str] = {
 """What a patch that is on does while one it depends on is off, by (patch, base)."""
 
 
+ALWAYS_ACTING = frozenset(number for number, patch in PATCHES.items() if not patch.acts_on)
+"""The patches that act on any client."""
+
+
 def enabled(without: Iterable[int], force: bool = False) -> frozenset[int]:
-    """The patches that are on when those in `without` are off.
+    """The patches that are on when those in `without` are off, as far as that can be told without knowing the clients.
 
     With `force`, a patch whose base is off stays on and does what its code can do without the base.
 
     Raises:
-        PatchError: a number outside 1..16; a patch that cannot act on the emulated client, so that switching it
-            off would show nothing; or (unless `force`) a patch that is on while one it depends on is off.
+        PatchError: a number outside 1..16; or (unless `force`) a patch that acts on any client and is on while one it
+            depends on is off.
     """
     off = frozenset(without)
     for number in sorted(off):
         if number not in PATCHES:
             raise PatchError(f"there is no patch {number}: the series has patches 1 to {len(PATCHES)}")
     on = frozenset(PATCHES) - off
-    if off != frozenset(PATCHES):
-        _refuse_idle(off)
     if not force:
-        _refuse_unmet(on, off)
+        _refuse_unmet(on & ALWAYS_ACTING, off)
     return on
 
 
@@ -145,20 +147,32 @@ def without_base(on: frozenset[int]) -> list[str]:
     ]
 
 
-def _refuse_idle(off: frozenset[int]) -> None:
-    for number in sorted(off):
-        if needs := PATCHES[number].acts_on:
-            raise PatchError(
-                f"patch {number} acts only on {needs}, which this client does not have: switching it off shows nothing"
-            )
+def check_acting(on: frozenset[int], acting: frozenset[int], force: bool = False) -> None:
+    """Whether it makes sense to have only the patches `on` when those in `acting` can act on some client of the run.
+
+    Raises:
+        PatchError: a patch that cannot act, so that switching it off alone would show nothing; or (unless `force`) an
+            acting patch that is on while one it depends on is off.
+    """
+    off = frozenset(PATCHES) - on
+    idle = off - acting
+    if on and idle:
+        number = min(idle)
+        raise PatchError(
+            f"patch {number} acts only on {PATCHES[number].acts_on}, which no client here has: "
+            "switching it off shows nothing"
+        )
+    if not force:
+        _refuse_unmet(on & acting, off)
 
 
 def _refuse_unmet(on: frozenset[int], off: frozenset[int]) -> None:
-    orphans = {number for number in on if PATCHES[number].depends_on & off and not PATCHES[number].acts_on}
+    """Refuse patches that are `on`, and can act, while their base is `off`."""
+    orphans = {number for number in on if PATCHES[number].depends_on & off}
     if not orphans:
         return
     closure = set(off)
-    while grown := {n for n in on - closure if PATCHES[n].depends_on & closure and not PATCHES[n].acts_on}:
+    while grown := {number for number in on - closure if PATCHES[number].depends_on & closure}:
         closure |= grown
     base = min(min(PATCHES[number].depends_on & off) for number in orphans)
     names = ", ".join(str(number) for number in sorted(orphans) if base in PATCHES[number].depends_on)

@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.patches import (
+    ALWAYS_ACTING,
     PATCHES,
     PRESETS,
     WITHOUT_BASE,
     PatchError,
     Switches,
+    check_acting,
     enabled,
     with_bases,
     with_dependents,
@@ -51,10 +53,24 @@ def test_an_unknown_patch_is_refused(number: int) -> None:
 
 @pytest.mark.parametrize("number", sorted(IDLE))
 def test_a_patch_that_cannot_act_is_refused_even_by_force(number: int) -> None:
+    on = enabled({number})
     for force in (False, True):
-        message = refusal({number}, force)
-        assert message is not None
-        assert PATCHES[number].acts_on in message
+        with pytest.raises(PatchError, match=f"patch {number} acts only on {PATCHES[number].acts_on}, which no client"):
+            check_acting(on, ALWAYS_ACTING, force)
+        check_acting(on, ALWAYS_ACTING | {number}, force)
+
+
+def test_without_any_patch_it_does_not_matter_which_could_act() -> None:
+    check_acting(frozenset(), ALWAYS_ACTING)
+
+
+def test_a_patch_that_can_act_needs_its_base_like_any_other() -> None:
+    on = enabled({2, 3})
+    check_acting(on, ALWAYS_ACTING)
+    with pytest.raises(PatchError, match=r"patch 10 builds on patch 2, .* use --without 2,3,10, or"):
+        check_acting(on, ALWAYS_ACTING | {10})
+    check_acting(on, ALWAYS_ACTING | {10}, force=True)
+    check_acting(on - {10}, ALWAYS_ACTING | {10})
 
 
 @pytest.mark.parametrize(

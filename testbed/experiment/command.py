@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from testbed.experiment import leftovers, preflight
+from testbed.experiment.acting import acting
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.plan import resolve
@@ -20,6 +21,7 @@ from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
+from testbed.patches import PatchError, check_acting
 
 if TYPE_CHECKING:
     from testbed.experiment.live import View
@@ -36,8 +38,9 @@ def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        check_acting(options.patches, acting(resolve(topology, options.overrides).clients), options.force)
         result = run_once(topology, options)
-    except (CannotRun, LabError, TopologyError) as error:
+    except (CannotRun, LabError, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
     except KeyboardInterrupt:

@@ -54,10 +54,14 @@ class Stall:
 
 @dataclass(frozen=True, slots=True)
 class ClientEvidence:
-    """What was seen of one client; None for what was not seen. `ring` is its number of receive descriptors."""
+    """What was seen of one client; None for what was not seen.
+
+    `ring` is its number of receive descriptors, `acting` the patches that can act on it.
+    """
 
     name: str
     ring: int
+    acting: frozenset[int]
     report: Mapping[str, Any] | None = None
     samples: Sequence[Observation] = ()
     canary_before: Canary | None = None

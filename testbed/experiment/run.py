@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from multiprocess.connection import wait
 
+from testbed.experiment.acting import acting
 from testbed.experiment.evidence import (
     PROGRESS_COUNTERS,
     Canary,
@@ -380,6 +381,7 @@ class _Run:
         return ClientEvidence(
             name=client.plan.name,
             ring=client.plan.ring,
+            acting=acting([client.plan]),
             report=client.report,
             samples=client.samples,
             canary_before=client.canary_before,

@@ -86,6 +86,8 @@ class Nic:
         if block is None:
             return
         batch, others = self.classifier.classify(block)
+        if self.device.copybreak:
+            batch.lengths = block.lengths.tolist()
         self.wire_frames += block.count
         if others is None:
             self._receive(block, batch, None)
@@ -193,7 +195,7 @@ def _without(batch: RxBatch, others: npt.NDArray[np.bool_]) -> RxBatch:
     """The batch less the frames for other hosts, which a NIC's address filter never lets in."""
     mine = np.flatnonzero(~others)
     rest = RxBatch.of_kinds(batch.codes[mine], batch.kinds)
-    for name in ("segments", "end_seq", "gso_size"):
+    for name in ("segments", "end_seq", "gso_size", "lengths"):
         column = getattr(batch, name)
         if column is not None:
             setattr(rest, name, [column[index] for index in mine.tolist()])

@@ -27,6 +27,7 @@ from testbed.hosts.nic import Nic
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.real_buffer import enlarge
 from testbed.hosts.report import client_report
+from testbed.hosts.tcpdump import Tcpdump
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -58,6 +59,9 @@ PAGE_CACHE_SHARE = 16
 """One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
 TCP_INFO_BYTES_RECEIVED = 128
 TCP_MEM_SHARE = 7
+TCP_IP_HEADERS = 52
+RECEIVE_WINDOW_SHARE = 0.48
+"""How much of the receive buffer full frames may take; short ones take more than their share (tcp_grow_window)."""
 TCP_BUFFER_CEILING = 4 << 20
 LEAST_SEND_BUFFER = 128 << 10
 
@@ -126,13 +130,22 @@ class SwapClient:
         )
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
-        self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
+        self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu, plan.driver)
         managed = self.node.page_alloc.managed
         self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
         self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
         self.ledger = Ledger(self.node.page_alloc)
-        self.netdev = NetDevice(self.skb_memory, self.socket_memory, self.netstat, plan.ring, self.ledger.tally)
+        self.netdev = NetDevice(
+            self.skb_memory,
+            self.socket_memory,
+            self.netstat,
+            plan.ring,
+            self.ledger.tally,
+            copybreak=plan.copybreak,
+            gro=plan.gro,
+        )
+        self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
         self.bystanders = self._bystanders()
         self.canary = Bystander("canary", plan.interface.address, plan.canary_port, CANARY_RCVBUF)
         self.progress = Progress()
@@ -188,7 +201,7 @@ class SwapClient:
     def _connect(self) -> NbdClient:
         swap = self.plan.swap
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(self.swap_sk.rcvbuf * 0.3))
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_window())
         enlarge(real, socket.SO_SNDBUF, REAL_SEND_BUFFER)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         real.settimeout(CONNECT_TIMEOUT)
@@ -198,6 +211,11 @@ class SwapClient:
         except BaseException:
             real.close()
             raise
+
+    def _receive_window(self) -> int:
+        """Bytes of data that the server may send ahead, which must fit the model's receive buffer at its true size."""
+        payload = self.plan.interface.mtu - TCP_IP_HEADERS
+        return int(self.swap_sk.rcvbuf * RECEIVE_WINDOW_SHARE * payload / self.skb_memory.rx_truesize)
 
     def _mkswap_check(self, client: NbdClient) -> None:
         if client.export_size < self.plan.swap.bytes:
@@ -229,6 +247,8 @@ class SwapClient:
             asyncio.create_task(self.node.kswapd.run()),
             asyncio.create_task(self.device.nbd_thread()),
         ]
+        if self.tap is not None:
+            self._spawn(self.tap.run(self.node.memory))
         self.canary.read_promptly(self.netdev)
         for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
             if plan.reader == "prompt":
@@ -300,6 +320,7 @@ class SwapClient:
             "sk_wmem_queued": self.send_queue.wmem_queued,
             "sk_rmem_alloc": self.swap_sk.rmem_alloc,
             "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
+            "tap_rmem_alloc": 0 if self.tap is None else self.tap.sk.rmem_alloc,
             "canary_received": self.canary.received,
             "swap_used": self.node.swap.inuse_pages,
             "swap_write_errors": self.node.swap_io.write_errors,

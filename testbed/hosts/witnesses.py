@@ -52,6 +52,16 @@ def witnesses(counters: Mapping[str, int], netstat: NetStat, nbd_sends: tuple[in
             netstat.rx_skb_pfmemalloc,
             "receive buffers taken from the reserve",
         ),
+        10: (
+            netstat.skb_frag_pfmemalloc + netstat.skb_frag_unmarked,
+            netstat.skb_frag_pfmemalloc,
+            "skbs marked for a fragment in the reserve",
+        ),
+        11: (
+            netstat.netdev_page_pfmemalloc + netstat.netdev_page_reserve_refused,
+            netstat.netdev_page_pfmemalloc,
+            "pages of the reserve that the driver received into",
+        ),
         12: (
             netstat.receive_pf_memalloc + netstat.receive_pf_memalloc_skipped,
             netstat.receive_pf_memalloc,

@@ -10,19 +10,21 @@ import pytest
 from testbed.hosts.witnesses import witnesses
 from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL
 from testbed.mm.sched import Task
+from testbed.net.skbuff import Driver
 from testbed.net.tcp_output import send_control_packets
-from testbed.patches import PATCHES, Switches
+from testbed.patches import ALWAYS_ACTING, PATCHES, Switches
 from tests.net.host import Host
 from tests.virtual_time import simulate
 
-SHOWN = sorted(number for number, patch in PATCHES.items() if not patch.acts_on and number != 14)
+DRIVERS: dict[int, Driver] = {10: "frag", 11: "page"}
+SHOWN = sorted((ALWAYS_ACTING | set(DRIVERS)) - {14})
 
 
-def rows(switches: Switches) -> dict[str, dict[str, Any]]:
+def rows(switches: Switches, driver: Driver) -> dict[str, dict[str, Any]]:
     """Give every patch an occasion: sockets, ACKs, a softirq, receive buffers, reserve slabs, a throttled task."""
 
     async def main() -> dict[str, dict[str, Any]]:
-        host = Host(switches)
+        host = Host(switches, driver=driver)
         node = host.machine.node
         host.socket_memory.sk_set_memalloc(host.swap.sk)
         send_control_packets(1, host.swap.sk, host.skb_memory, host.socket_memory, host.softirq)
@@ -44,7 +46,7 @@ def rows(switches: Switches) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("number", SHOWN)
 def test_with_the_series_every_patch_has_occasion_and_acts(number: int) -> None:
-    row = rows(Switches())[str(number)]
+    row = rows(Switches(), DRIVERS.get(number, "linear"))[str(number)]
     assert row["opportunity"] >= row["witness"] > 0
     assert row["title"] == PATCHES[number].title
 
@@ -52,7 +54,7 @@ def test_with_the_series_every_patch_has_occasion_and_acts(number: int) -> None:
 @pytest.mark.parametrize("number", SHOWN)
 def test_switched_off_it_has_the_occasion_and_does_not_act(number: int) -> None:
     off = Switches.of(set(PATCHES) - {number} - ({3} if number == 2 else set()))
-    row = rows(off)[str(number)]
+    row = rows(off, DRIVERS.get(number, "linear"))[str(number)]
     assert row["witness"] == 0
     assert row["opportunity"] > 0
 
