@@ -10,6 +10,7 @@ turn, and the medians are compared. Run by itself as root, with PYTHONPATH at th
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import mmap
 import socket
@@ -39,6 +40,7 @@ from testbed.hosts.classifier import Classifier
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Failed, Finished, Ready
 from testbed.hosts.nic import Nic
+from testbed.hosts.swap_client import GC_THRESHOLDS
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
@@ -108,7 +110,9 @@ class Host:
         return zone.free.take(zone.nr_free_pages - zone.watermarks.min // 2)
 
     def attach(self) -> None:
-        """Connect the NIC to the running event loop; CPU time counts from here."""
+        """Connect the NIC to the running event loop, garbage collected as in a run; CPU time counts from here."""
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         self.nic.attach(self.device, self.classifier, self.ledger, self.swap_sk, TCP_PORT)
         self._cpu = time.process_time()
 
