@@ -50,7 +50,7 @@ def test_where_a_receive_buffer_comes_from(
     assert all(skb.truesize == FRAME_TRUESIZE for skb in skbs)
 
 
-@pytest.mark.parametrize(("rules", "marked"), [(V9, True), (LINUX_3_6, False)])
+@pytest.mark.parametrize(("rules", "marked"), [(V9, True), (replace(LINUX_3_6, rx_buffer="kmalloc"), False)])
 def test_between_the_throttle_point_and_the_atomic_floor_the_skb_is_marked_and_its_page_is_by_v9_only(
     rules: Rules, marked: bool
 ) -> None:
