@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 
 from testbed.experiment.arguments import RunOptions
+from testbed.experiment.coordinator import Limits, RunRecord
 from testbed.experiment.evidence import RunEvidence
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.live import View, watch
@@ -21,7 +22,7 @@ from testbed.experiment.result import (
     total_memory,
     total_swap,
 )
-from testbed.experiment.run import Limits, RunRecord, execute
+from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError
