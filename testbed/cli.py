@@ -10,7 +10,7 @@ from pathlib import Path
 
 from testbed.experiment import leftovers
 from testbed.experiment.arguments import Parser, add_run_options, options_from
-from testbed.experiment.command import CANNOT_RUN, execute
+from testbed.experiment.command import CANNOT_RUN, execute, simulate
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
 from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute
@@ -26,6 +26,9 @@ def parser() -> Parser:
     run = commands.add_parser("run", help="run a topology and judge it")
     run.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(run)
+    simulation = commands.add_parser("simulate", help="the same on virtual time: no root, no network, repeatable")
+    simulation.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
+    add_run_options(simulation)
     serve.add_arguments(commands.add_parser("serve", help="our NBD server by itself"))
     commands.add_parser("patches", help="the 16 patches, what they build on, and which presets have them on")
     watermarks = commands.add_parser("watermarks", help="what the model computes from the size of memory")
@@ -41,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     top = parser()
     space, unknown = top.parse_known_args(words)
-    if unknown and space.command != "run":
+    if unknown and space.command not in _TAKE_TOPOLOGIES:
         top.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return _run(space, unknown, words) if space.command == "run" else _OTHERS[space.command](space)
+        if space.command in _TAKE_TOPOLOGIES:
+            return _run(space, unknown, words)
+        return _OTHERS[space.command](space)
     except (CannotRun, PatchError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
@@ -57,8 +62,8 @@ def _run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]
     options = options_from(space, str(space.topology), words)
     topology, unused = load_topology(space.topology, unknown)
     if unused:
-        raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed run --help)")
-    return execute(topology, options)
+        raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed {space.command} --help)")
+    return _TAKE_TOPOLOGIES[space.command](topology, options)
 
 
 def _patches(_: argparse.Namespace) -> int:
@@ -97,6 +102,7 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
+_TAKE_TOPOLOGIES = {"run": execute, "simulate": simulate}
 _OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean}
 
 if __name__ == "__main__":

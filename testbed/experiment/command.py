@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
@@ -30,14 +30,34 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
+    return _conclude(lambda: _run(topology, options), options)
+
+
+def simulate(topology: Topology, options: RunOptions) -> int:
+    """`execute` on virtual time; nothing is needed for that but memory."""
+    return _conclude(lambda: _simulate(topology, options), options)
+
+
+def _run(topology: Topology, options: RunOptions) -> Result:
+    plan = resolve(topology, options.overrides)
+    preflight.check(plan)
+    leftovers.mark_children()
+    from testbed.experiment.session import run
+
+    return run(plan, options)
+
+
+def _simulate(topology: Topology, options: RunOptions) -> Result:
+    plan = resolve(topology, options.overrides)
+    from testbed.experiment.session import simulate
+
+    return simulate(plan, options)
+
+
+def _conclude(run: Callable[[], Result], options: RunOptions) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan = resolve(topology, options.overrides)
-        preflight.check(plan)
-        leftovers.mark_children()
-        from testbed.experiment.session import run
-
-        result = run(plan, options)
+        result = run()
     except (CannotRun, LabError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN

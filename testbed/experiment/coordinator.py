@@ -141,12 +141,14 @@ class _Flood:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run's evidence, and what the floods reached: frames sent, frames a second."""
+    """A run's evidence, and what the floods reached: frames sent, frames a second. `elapsed_s` is by the run's clock.
+    """
 
     evidence: RunEvidence
     flood_sent: int
     flood_pps: float
     elapsed_s: float
+    simulated: bool = False
 
 
 class Coordinator:

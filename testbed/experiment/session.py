@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
+from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
-from testbed.experiment.coordinator import Limits, RunRecord
+from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import RunEvidence
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.live import View, watch
@@ -48,11 +51,24 @@ class Recorder:
         self._view.event(event)
 
 
+Execute = Callable[[Plan, frozenset[int], int, Limits, Observer], RunRecord]
+
+
 def run(plan: Plan, options: RunOptions) -> Result:
     """Run a plan and judge it. A rig that breaks down in the middle of the workload gives the outcome `error`.
 
     Raises CannotRun or LabError, leaving nothing behind, when it does not get as far as the workload.
     """
+    return _session(plan, options, execute)
+
+
+def simulate(plan: Plan, options: RunOptions) -> Result:
+    """`run` on virtual time. Raises CannotRun or LabError likewise."""
+    return _session(plan, options, simulation.execute)
+
+
+def _session(plan: Plan, options: RunOptions, execute: Execute) -> Result:
+    started = time.monotonic()
     with RunDirectory.create(plan.name, options.out) as directory:
         with watch(plan, options) as view:
             recorder = Recorder(directory, view)
@@ -67,6 +83,7 @@ def run(plan: Plan, options: RunOptions) -> Result:
             directory.ledger(client.name, (client.report or {}).get("ledger", []))
         result = compose(plan, options, record)
         result.directory = str(directory.path)
+        result.wall_s = round(time.monotonic() - started, 3)
         directory.finish(result)
     return result
 
@@ -92,6 +109,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         warnings=list(plan.warnings),
         topology=plan.name,
         version=_version(),
+        simulated=record.simulated,
         environment={"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count() or 0},
         error=record.evidence.error,
     )

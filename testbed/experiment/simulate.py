@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+from dataclasses import replace
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
 from testbed.experiment.plan import FloodPlan, Plan
@@ -37,7 +38,7 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
         coordinator = Coordinator(plan, patches, limits, observer, _VirtualClock(loop))
         loop.run_until_complete(_build(coordinator, seed, loop))
         coordinator.carry_out()
-        return coordinator.record(loop.time())
+        return replace(coordinator.record(loop.time()), simulated=True)
     finally:
         finish(loop)
         gc.set_threshold(*thresholds)

@@ -13,7 +13,7 @@ from testbed.net.dev import Kind
 from testbed.simulation.datagrams import Datagrams
 from testbed.simulation.link import Frames, LinkSpeed, Port
 
-TICK_S = 0.001
+TICK_S = 0.002
 FRAMES_PER_TICK = 4
 """A slow flood takes its turn less often, with so many frames on average."""
 DRAWN_AT_ONCE = 1024

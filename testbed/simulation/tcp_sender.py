@@ -47,6 +47,7 @@ class TcpSender:
         self._backoff = 0
         self._timed: tuple[int, float] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._corked = False
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -66,8 +67,14 @@ class TcpSender:
         return min(TCP_RTO_MAX, base * float(1 << min(self._backoff, 20)))
 
     def write(self, data: bytes) -> None:
-        """Append to the stream and send what may be sent."""
+        """Append to the stream. What is written in one turn of the loop goes out together (`tcp_autocorking`)."""
         self._buffer += data
+        if not self._corked:
+            self._corked = True
+            self._loop.call_soon(self._uncork)
+
+    def _uncork(self) -> None:
+        self._corked = False
         self._output()
 
     def acknowledged(self, ack: int, window_edge: int, sacks: Sequence[Range], *, copies: int, pure: bool) -> int:
