@@ -13,20 +13,29 @@ from dataclasses import replace
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
 from testbed.experiment.plan import FloodPlan, Plan
+from testbed.experiment.preflight import real_memory
+from testbed.hosts.emulated_client import SAMPLE_INTERVAL
 from testbed.hosts.plan import ClientPlan, ServerPlan, SwapArea
 from testbed.hosts.swap_client import GC_THRESHOLDS
+from testbed.hosts.workload import STAMP
 from testbed.lab.errors import LabError
-from testbed.nbd.export import MemoryExport
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.nbd.export import Export, MemoryExport
 from testbed.simulation.client import SimulatedClient
 from testbed.simulation.edge import SimulatedEdge
 from testbed.simulation.link import LinkSpeed, Port
 from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour, neighbour_port
+from testbed.simulation.reduced import ReducedExport
 from testbed.simulation.server import SimulatedServer
 from testbed.simulation.virtual_time import VirtualTimeLoop, finish
 
 TICK_S = 0.1
 READY_TIMEOUT_S = 30.0
 SPEED = LinkSpeed()
+WHOLE_PAGES_UP_TO = 2 << 30
+"""Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
+CLIENTS_SAMPLED_OFTEN = 100
+"""With more clients than this, samples come the less often."""
 
 
 def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, observer: Observer) -> RunRecord:
@@ -58,11 +67,15 @@ class _VirtualClock:
 async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> None:
     """Make all hosts, and wait until the clients are ready."""
     plan = coordinator.plan
-    servers = {area.client: server for each in plan.servers for server, area in _served(each)}
+    page_bytes = PAGE_SIZE if real_memory(plan) <= WHOLE_PAGES_UP_TO else STAMP.size
+    interval = SAMPLE_INTERVAL * max(1.0, len(plan.clients) / CLIENTS_SAMPLED_OFTEN)
+    servers = {area.client: server for each in plan.servers for server, area in _served(each, page_bytes)}
     ports = {neighbour.name: neighbour_port(SPEED) for neighbour in plan.neighbours}
     clients = {
         client.name: SimulatedClient(
-            client, coordinator.patches, seed, SimulatedEdge(loop, SPEED, servers[client.name])
+            *(client, coordinator.patches, seed, SimulatedEdge(loop, SPEED, servers[client.name])),
+            page_bytes=page_bytes,
+            sample_interval=interval,
         )
         for client in plan.clients
     }
@@ -80,8 +93,11 @@ async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> 
             coordinator.add_floods(start, floods, SimulatedNeighbour(neighbour.name, made))
 
 
-def _served(plan: ServerPlan) -> list[tuple[SimulatedServer, SwapArea]]:
-    server = SimulatedServer(plan, SPEED, lambda area: MemoryExport(area.bytes))
+def _served(plan: ServerPlan, page_bytes: int) -> list[tuple[SimulatedServer, SwapArea]]:
+    def storage(area: SwapArea) -> Export:
+        return MemoryExport(area.bytes) if page_bytes == PAGE_SIZE else ReducedExport(area.bytes, page_bytes)
+
+    server = SimulatedServer(plan, SPEED, storage)
     return [(server, area) for area in plan.areas]
 
 

@@ -104,15 +104,29 @@ def tcp_send_limit(managed_pages: int) -> int:
 
 
 class EmulatedClient:
-    """Builds the models from the plan and runs them until it is told to shut down. `say` takes its messages."""
+    """Builds the models from the plan and runs them until it is told to shut down. `say` takes its messages.
+
+    `page_bytes` is how many bytes of each page of user memory are kept: all of them, unless the edge's NBD connection
+    can make up the rest. Samples come every `sample_interval` seconds.
+    """
 
     def __init__(
-        self, plan: ClientPlan, patches: frozenset[int], seed: int, edge: Edge, say: Callable[[Message], None]
+        self,
+        plan: ClientPlan,
+        patches: frozenset[int],
+        seed: int,
+        edge: Edge,
+        say: Callable[[Message], None],
+        *,
+        page_bytes: int = PAGE_SIZE,
+        sample_interval: float = SAMPLE_INTERVAL,
     ) -> None:
         self.plan = plan
         self.seed = seed
         self.edge = edge
         self.say = say
+        self.page_bytes = page_bytes
+        self.sample_interval = sample_interval
         self.switches = Switches.of(patches, plan.rules)
         self.ram = mmap.mmap(-1, plan.memory)
         self.device = NbdDevice(self.switches)
@@ -124,6 +138,8 @@ class EmulatedClient:
             min_free_kbytes=plan.min_free_kbytes,
             page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
         )
+        if page_bytes != PAGE_SIZE:
+            self.ram = self._keep_only(page_bytes)
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
@@ -145,6 +161,15 @@ class EmulatedClient:
         self.workload_started: float | None = None
         self.workload_ended: float | None = None
         self.nr_tasks = 0
+
+    def _keep_only(self, page_bytes: int) -> mmap.mmap:
+        """Give each page a buffer of so many bytes only; the RAM that they came from is never touched."""
+        pages = self.node.zone.pages
+        kept = mmap.mmap(-1, len(pages) * page_bytes)
+        view = memoryview(kept)
+        for page in pages:
+            page.buffer = view[page.pfn * page_bytes : (page.pfn + 1) * page_bytes]
+        return kept
 
     def _bystander(self, name: str, port: int, rcvbuf: int) -> Bystander:
         return Bystander(name, port, rcvbuf, self.edge.udp_socket(self.plan.interface.address, port, rcvbuf))
@@ -218,7 +243,7 @@ class EmulatedClient:
         workload = self.plan.workload
         self.nr_tasks = workload.processes
         self.workload_started = _now()
-        surroundings = Surroundings(self.node.memory, self.ram, self.seed, self.progress, self._event)
+        surroundings = Surroundings(self.node.memory, self.ram, self.page_bytes, self.seed, self.progress, self._event)
         share = max(1, TOUCHES_PER_ROUND // workload.processes)
         for number in range(workload.processes):
             pages = workload.pages // workload.processes + (number < workload.pages % workload.processes)
@@ -239,7 +264,7 @@ class EmulatedClient:
     async def _sample(self) -> None:
         while True:
             self._send_sample()
-            await asyncio.sleep(SAMPLE_INTERVAL)
+            await asyncio.sleep(self.sample_interval)
 
     def _send_sample(self) -> None:
         now = _now()

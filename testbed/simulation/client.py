@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from testbed.hosts.emulated_client import EmulatedClient
+from testbed.hosts.emulated_client import SAMPLE_INTERVAL, EmulatedClient
 from testbed.hosts.messages import Command, Failed, Message, Ready
 from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
+from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.errors import NbdError
 from testbed.simulation.edge import SimulatedEdge
 
@@ -15,12 +16,25 @@ from testbed.simulation.edge import SimulatedEdge
 class SimulatedClient:
     """Runs the client's models as a task of the running loop."""
 
-    def __init__(self, plan: ClientPlan, patches: frozenset[int], seed: int, edge: SimulatedEdge) -> None:
+    def __init__(
+        self,
+        plan: ClientPlan,
+        patches: frozenset[int],
+        seed: int,
+        edge: SimulatedEdge,
+        *,
+        page_bytes: int = PAGE_SIZE,
+        sample_interval: float = SAMPLE_INTERVAL,
+    ) -> None:
         self.name = plan.name
         self.edge = edge
         self.ready = False
         self._said: list[Message] = []
-        self._client = EmulatedClient(plan, patches, seed, edge, self._say)
+        self._client = EmulatedClient(
+            *(plan, patches, seed, edge, self._say),
+            page_bytes=page_bytes,
+            sample_interval=sample_interval,
+        )
         self._loop = asyncio.get_running_loop()
         self._task = self._loop.create_task(self._run())
 

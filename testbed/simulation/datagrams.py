@@ -63,4 +63,3 @@ class DatagramSocket(SimulatedFile):
         if self.waiting:
             self.notify()
         return bytes(size)
-

@@ -16,6 +16,7 @@ import numpy as np
 from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
 from testbed.hosts.control_packets import transmit_control
 from testbed.hosts.emulated_client import EmulatedClient
+from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
 from testbed.nbd.client_handshake import ClientHandshake, ExportInformation
 from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Kind, RxBatch
@@ -23,6 +24,8 @@ from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
 from testbed.simulation.datagrams import Datagrams, DatagramSocket
 from testbed.simulation.link import Frames, LinkSpeed, Port
+from testbed.simulation.nbd_client import SimulatedNbdClient
+from testbed.simulation.reduced import ReducedNbdClient
 from testbed.simulation.segments import Segments
 from testbed.simulation.server import SimulatedServer
 from testbed.simulation.stream_socket import StreamSocket
@@ -33,18 +36,8 @@ TRAIN = 44
 TCP_HEADERS = 20 + 20 + 12
 """Of IPv4 and of TCP with timestamps, bytes."""
 SETTLE_S = 0.05
-ANSWERED = frozenset(
-    {stack_name(ETH_P_ARP, 0), stack_name(ETH_P_IP, IPPROTO_ICMP), stack_name(ETH_P_IP, IPPROTO_TCP)}
-)
+ANSWERED = frozenset({stack_name(ETH_P_ARP, 0), stack_name(ETH_P_IP, IPPROTO_ICMP), stack_name(ETH_P_IP, IPPROTO_TCP)})
 """What the stack itself answers one for one: ARP requests, echo requests, connection requests to a closed port."""
-
-
-class SimulatedNbdClient(NbdClient):
-    """An NBD connection over a simulated socket."""
-
-    def unacknowledged(self) -> int:
-        """Bytes that the peer has not acknowledged."""
-        return cast(StreamSocket, self.sock).unacknowledged
 
 
 class SimulatedEdge:
@@ -113,7 +106,8 @@ class SimulatedEdge:
             sock.send(handshake.data_to_send())
         self._loop.remove_reader(sock.fileno())
         assert found is not None
-        return SimulatedNbdClient(cast(socket.socket, sock), found)
+        kind = SimulatedNbdClient if self._client.page_bytes == PAGE_SIZE else ReducedNbdClient
+        return kind(cast(socket.socket, sock), found)
 
     def _connect(self) -> StreamSocket:
         plan, server = self._client.plan, self._server

@@ -55,12 +55,15 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._free_at = 0.0
 
+    @property
+    def waiting_bytes(self) -> float:
+        """What is queued or being sent."""
+        return max(0.0, self._free_at - self._loop.time()) * self._bandwidth
+
     def send(self, group: Frames) -> None:
         """Queue a group of frames."""
-        now = self._loop.time()
-        starts = max(now, self._free_at)
         size = group.size + group.frames * FRAME_OVERHEAD
-        room = self._limit - (starts - now) * self._bandwidth
+        room = self._limit - self.waiting_bytes
         if size > room:
             fitting = int(room * group.frames / size)
             self.lost += group.frames - fitting
@@ -68,7 +71,7 @@ class Link:
                 return
             group = group.first(fitting)
             size = group.size + group.frames * FRAME_OVERHEAD
-        self._free_at = starts + size / self._bandwidth
+        self._free_at = max(self._loop.time(), self._free_at) + size / self._bandwidth
         self._loop.call_at(self._free_at + self._delay, self._arrive, group)
 
     def _arrive(self, group: Frames) -> None:

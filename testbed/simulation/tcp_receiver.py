@@ -45,14 +45,16 @@ class TcpReceiver:
         return tuple(joined)
 
     def received(self, runs: Sequence[tuple[int, bytes]], segments: int) -> bool:
-        """`runs` of data came in `segments` segments; True when there is more to read.
+        """`runs` of data came in `segments` segments; True when there is more to read. What lies beyond the window is
+        refused.
 
         A second full segment, a hole and what fills one are acknowledged at once; the rest a little later.
         """
-        before = self.rcv_nxt
+        before, edge = self.rcv_nxt, self.advertise()
         disorder = bool(self._out_of_order)
         for start, data in runs:
-            self._take(start, data)
+            disorder |= start + len(data) > edge
+            self._take(start, data[: max(0, edge - start)])
         disorder |= bool(self._out_of_order) or any(start < before for start, _ in runs)
         fresh = self.rcv_nxt - before
         self._ack_due += fresh
@@ -63,6 +65,8 @@ class TcpReceiver:
         return fresh > 0
 
     def _take(self, start: int, data: bytes) -> None:
+        if not data:
+            return
         if start > self.rcv_nxt:
             if (start, data) not in self._out_of_order:
                 insort(self._out_of_order, (start, data))

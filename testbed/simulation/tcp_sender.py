@@ -85,6 +85,8 @@ class TcpSender:
         self._sacked = [(start, end) for start, end in sacks if end > ack]
         if fresh:
             self._advance(ack, fresh)
+        elif opened and self._backoff:
+            self._start_over()
         elif pure and not opened and ack == self.snd_una and self.snd_nxt > ack:
             self._dupacks += copies
         if self._recover is None and self._dupacks >= DUPACK_THRESHOLD and self._sacked:
@@ -107,6 +109,12 @@ class TcpSender:
         elif self._recover is None:
             grown = fresh if self._cwnd < self._ssthresh else self.mss * fresh // self._cwnd
             self._cwnd += grown
+        self._stop_timer()
+
+    def _start_over(self) -> None:
+        """The window is open again, and the byte that probed it was refused."""
+        self._backoff = 0
+        self.snd_nxt = self.snd_una
         self._stop_timer()
 
     def _measure(self, rtt: float) -> None:
