@@ -18,7 +18,7 @@ def fleet(clients: int = 1000, servers: int = 10) -> Topology:
         raise TopologyError(f"a fleet has 1 to 256 servers and a client for each, not {clients} for {servers}")
     topology = Topology("thousand_clients")
     for number in range(1, servers + 1):
-        server = topology.add(NbdServer(f"server{number}", bandwidth="512K"))
+        server = topology.add(NbdServer(f"server{number}", bandwidth="256K"))
         noise = topology.add(Neighbour(f"noise{number}"))
         thin = [
             topology.add(SwapClient(f"thin{client}", memory="16M", ring=64, swap=server, bystanders=BYSTANDERS))
@@ -26,7 +26,7 @@ def fleet(clients: int = 1000, servers: int = 10) -> Topology:
         ]
         topology.connect(server, noise, *thin)
         for client in thin:
-            topology.workload(client, LinearTouch(processes=4, total="18M"))
+            topology.workload(client, LinearTouch(processes=4, total="17M"))
             topology.flood(noise, client, UdpFlood(pps=FLOOD_PPS, size=500))
     return topology
 

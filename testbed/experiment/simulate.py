@@ -34,8 +34,9 @@ READY_TIMEOUT_S = 30.0
 SPEED = LinkSpeed()
 WHOLE_PAGES_UP_TO = 2 << 30
 """Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
-CLIENTS_SAMPLED_OFTEN = 100
-"""With more clients than this, samples come the less often."""
+CLIENTS_SAMPLED_OFTEN = 10
+SLOWEST_SAMPLES_S = 1.0
+"""With more clients than this samples come less often, but at least so often."""
 
 
 def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, observer: Observer) -> RunRecord:
@@ -68,7 +69,7 @@ async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> 
     """Make all hosts, and wait until the clients are ready."""
     plan = coordinator.plan
     page_bytes = PAGE_SIZE if real_memory(plan) <= WHOLE_PAGES_UP_TO else STAMP.size
-    interval = SAMPLE_INTERVAL * max(1.0, len(plan.clients) / CLIENTS_SAMPLED_OFTEN)
+    interval = min(SLOWEST_SAMPLES_S, SAMPLE_INTERVAL * max(1.0, len(plan.clients) / CLIENTS_SAMPLED_OFTEN))
     servers = {area.client: server for each in plan.servers for server, area in _served(each, page_bytes)}
     ports = {neighbour.name: neighbour_port(SPEED) for neighbour in plan.neighbours}
     clients = {

@@ -27,6 +27,7 @@ from testbed import (
 )
 from testbed.experiment import simulate
 from testbed.experiment.coordinator import Limits, RunRecord
+from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.topology import Flood
 from testbed.experiment.verdict import judge
@@ -37,19 +38,11 @@ from tests.integration.small_run import Silent
 
 ALL = frozenset(PATCHES)
 LIMITS = Limits(time=120, stall=4)
-TOPOLOGY = """
-from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
-topology = Topology("small")
-server = topology.add(NbdServer("server", bandwidth="16M"))
-client = topology.add(SwapClient("client", memory="16M", ring=64, swap=server, gso=False))
-noise = topology.add(Neighbour("noise"))
-topology.connect(server, client, noise)
-topology.workload(client, LinearTouch(processes=8))
-topology.flood(noise, client, UdpFlood(pps=20_000, size=1000))
-"""
+SHORT = Limits(time=1, stall=4)
+ROOT = Path(__file__).parents[2]
 
 
-def plan(*floods: Flood, gso: bool = False, total: str = "20M", preset: str = "v9") -> Plan:
+def plan(*floods: Flood, gso: bool = False, total: str = "20M") -> Plan:
     """One client with 16 MiB of RAM."""
     topology = Topology("small")
     server = topology.add(NbdServer("server", bandwidth="16M"))
@@ -60,7 +53,7 @@ def plan(*floods: Flood, gso: bool = False, total: str = "20M", preset: str = "v
     topology.workload(client, LinearTouch(processes=8, total=total))
     for flood in floods:
         topology.flood(noise, client, flood)
-    return resolve(topology, Overrides(preset=preset))
+    return resolve(topology)
 
 
 FLOOD = UdpFlood(pps=20_000, size=1000)
@@ -77,7 +70,7 @@ def report(record: RunRecord) -> dict[str, Any]:
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
-    first, again, other = (msgspec.json.encode(run(plan(FLOOD), seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (msgspec.json.encode(run(plan(FLOOD), seed=seed, limits=SHORT)) for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
@@ -90,7 +83,8 @@ def test_the_series_survives_the_flood(seed: int, gso: bool) -> None:
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 def test_without_the_series_the_machine_hangs_and_stays_hung(seed: int) -> None:
-    record = run(plan(FLOOD, preset="vanilla", total="64M"), frozenset(), seed)
+    topology, _ = load_topology(ROOT / "topologies" / "swap_flood.py")
+    record = run(resolve(topology, Overrides(preset="vanilla")), frozenset(), seed)
     assert judge(record.evidence).outcome == "deadlock"
 
 
@@ -133,9 +127,9 @@ def test_a_blinded_observer_turns_the_verdict_red(monkeypatch: pytest.MonkeyPatc
 
 
 def test_reduced_pages_give_the_same_counters(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = report(run(plan(FLOOD)))
+    whole = report(run(plan(FLOOD), limits=SHORT))
     monkeypatch.setattr(simulate, "WHOLE_PAGES_UP_TO", 0)
-    reduced = report(run(plan(FLOOD)))
+    reduced = report(run(plan(FLOOD), limits=SHORT))
     assert reduced == whole
 
 
@@ -147,8 +141,7 @@ def test_the_time_limit_bounds_virtual_time() -> None:
 
 
 def test_the_command_writes_what_a_run_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    script = tmp_path / "small.py"
-    script.write_text(TOPOLOGY)
+    script = ROOT / "topologies" / "swap_flood.py"
     words = ["simulate", str(script), "--vanilla", "--expect", "deadlock", "--stall-limit", "3", "--seed", "4"]
     results = []
     for out in ("one", "two"):
