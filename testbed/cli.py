@@ -11,7 +11,7 @@ from pathlib import Path
 from testbed.experiment import leftovers, patch_tables
 from testbed.experiment.ablation import command as ablate
 from testbed.experiment.arguments import Parser, add_run_options, options_from
-from testbed.experiment.command import CANNOT_RUN, execute
+from testbed.experiment.command import CANNOT_RUN, execute, simulate
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
 from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute, setup_per_zone_wmarks
@@ -29,6 +29,9 @@ def parser() -> Parser:
     run.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(run)
     ablate.add_arguments(commands.add_parser("ablate", help="find out what each patch is worth, and which are needed"))
+    simulation = commands.add_parser("simulate", help="the same on virtual time: no root, no network, repeatable")
+    simulation.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
+    add_run_options(simulation)
     serve.add_arguments(commands.add_parser("serve", help="our NBD server by itself"))
     patches = commands.add_parser("patches", help="the 16 patches and what they build on; what is in a preset")
     patches.add_argument("--preset", choices=tuple(PRESETS), help="this kernel's patches and rules")
@@ -66,8 +69,8 @@ def _run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]
     options = options_from(space, str(space.topology), words)
     topology, unused = load_topology(space.topology, unknown)
     if unused:
-        raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed run --help)")
-    return execute(topology, options)
+        raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed {space.command} --help)")
+    return _RUNS[space.command](topology, options)
 
 
 def _patches(space: argparse.Namespace) -> int:
@@ -112,7 +115,8 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
-_WITH_TOPOLOGY = {"run": _run, "ablate": ablate.run}
+_WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run}
+_RUNS = {"run": execute, "simulate": simulate}
 _OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean}
 
 if __name__ == "__main__":

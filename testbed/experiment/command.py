@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -36,10 +36,19 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
+    return _conclude(run_once, topology, options)
+
+
+def simulate(topology: Topology, options: RunOptions) -> int:
+    """`execute` on virtual time; nothing is needed for that but memory."""
+    return _conclude(simulate_once, topology, options)
+
+
+def _conclude(once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         check_acting(options.patches, acting(resolve(topology, options.overrides).clients), options.force)
-        result = run_once(topology, options)
+        result = once(topology, options)
     except (CannotRun, LabError, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
@@ -58,6 +67,13 @@ def run_once(topology: Topology, options: RunOptions, view: View | None = None) 
     from testbed.experiment.session import run
 
     return run(plan, options, view)
+
+
+def simulate_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
+    """One run on virtual time. Raises CannotRun, LabError, TopologyError."""
+    from testbed.experiment.session import simulate
+
+    return simulate(resolve(topology, options.overrides), options, view)
 
 
 def publish(result: Result, options: RunOptions) -> None:

@@ -96,6 +96,11 @@ class NeighbourPlan:
     interface: Interface
     floods: tuple[FloodPlan, ...]
 
+    def by_start(self) -> list[tuple[Start, list[FloodPlan]]]:
+        """The floods that start at the same moment, together."""
+        starts = sorted({flood.start for flood in self.floods})
+        return [(start, [flood for flood in self.floods if flood.start == start]) for start in starts]
+
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:

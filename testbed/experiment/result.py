@@ -99,13 +99,19 @@ class ClientResult(msgspec.Struct):
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """The whole of `result.json`. `patches` are the numbers that were on, `elapsed_s` is from start to verdict."""
+    """The whole of `result.json`. `patches` are the numbers that were on, `elapsed_s` is from start to verdict.
+
+    In a simulation (`simulated`) that is virtual time, and nothing but `wall_s`, `directory` and `environment` depends
+    on the machine; `wall_s` is how long it really took.
+    """
 
     outcome: Outcome
     checks: list[Check] = []
     patches: list[int] = []
     seed: int = 0
     elapsed_s: float = 0.0
+    wall_s: float = 0.0
+    simulated: bool = False
     counters: dict[str, int] = {}
     frames: Frames = msgspec.field(default_factory=Frames)
     swap: Swap = msgspec.field(default_factory=Swap)

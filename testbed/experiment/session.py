@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import time
+from collections.abc import Callable
 
+from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
+from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.live import View, watch
@@ -23,7 +27,7 @@ from testbed.experiment.result import (
     total_witnesses,
     total_workload,
 )
-from testbed.experiment.run import Limits, RunRecord, execute
+from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
 from testbed.experiment.version import project_version
 from testbed.hosts.messages import Event, Sample
@@ -51,6 +55,9 @@ class Recorder:
         self._view.event(event)
 
 
+Execute = Callable[[Plan, frozenset[int], int, Limits, Observer], RunRecord]
+
+
 def run(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
     """Run a plan and judge it; `view` watches instead of what suits the terminal.
 
@@ -58,6 +65,16 @@ def run(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
 
     Raises CannotRun or LabError, leaving nothing behind, when it does not get as far as the workload.
     """
+    return _session(plan, options, execute, view)
+
+
+def simulate(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
+    """`run` on virtual time. Raises CannotRun or LabError likewise."""
+    return _session(plan, options, simulation.execute, view)
+
+
+def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | None) -> Result:
+    started = time.monotonic()
     with RunDirectory.create(plan.name, options.out) as directory:
         with view or watch(plan, options) as watching:
             recorder = Recorder(directory, watching)
@@ -72,6 +89,7 @@ def run(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
             directory.ledger(client.name, (client.report or {}).get("ledger", []))
         result = compose(plan, options, record)
         result.directory = str(directory.path)
+        result.wall_s = round(time.monotonic() - started, 3)
         directory.finish(result)
     return result
 
@@ -103,6 +121,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         warnings=[*plan.warnings, *without_base(options.patches)],
         topology=plan.name,
         version=project_version(),
+        simulated=record.simulated,
         environment={"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count() or 0},
         error=record.evidence.error,
     )

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import struct
-import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +30,6 @@ from testbed.patches import Switches
 
 NBD_REQUEST_SIZE = 28
 EIO = 5
-ACK_POLL_S = 0.002
 
 
 @dataclass(slots=True)
@@ -67,7 +63,6 @@ class NbdDevice:
         self._handle = 0
         self._waiting_since: float | None = None
         self._closed = False
-        self._ack_timer: asyncio.TimerHandle | None = None
 
     def attach(
         self,
@@ -195,23 +190,13 @@ class NbdDevice:
             self._complete(self.in_flight.pop(handle), error_number)
 
     def tcp_ack(self) -> None:
-        """The real TCP may have taken in acknowledgements: free the send memory they cover (SIOCOUTQ), and send what
-        the real socket had no room for.
-
-        It may also take them in a little later, on a busy machine; so long as something is unacknowledged, look again.
+        """TCP may have taken in acknowledgements: free the send memory they cover, and send what the socket had no room
+        for before.
         """
         if self.client.bytes_sent < self.send_queue.write_seq:
             self._push()
-        if self._closed:
-            return
-        unacked = struct.unpack("i", fcntl.ioctl(self.client.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-        self.send_queue.tcp_clean_rtx_queue(self.client.bytes_sent - unacked)
-        if self.send_queue.wmem_queued and self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(ACK_POLL_S, self._look_again)
-
-    def _look_again(self) -> None:
-        self._ack_timer = None
-        self.tcp_ack()
+        if not self._closed:
+            self.send_queue.tcp_clean_rtx_queue(self.client.bytes_sent - self.client.unacknowledged())
 
     def _complete(self, request: Request, error: int) -> None:
         now = asyncio.get_running_loop().time()
@@ -253,8 +238,6 @@ class NbdDevice:
         if self._closed:
             return
         self._closed = True
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
         loop = asyncio.get_running_loop()
         self._note_gap(loop.time())
         loop.remove_reader(self.client.fileno())

@@ -76,7 +76,7 @@ class Memory:
 
     async def _do_anonymous_page(self, current: Task, vma: Vma, index: int) -> Page:
         page = await self._alloc_user_page(current)
-        page.buffer[:] = ZEROES
+        page.buffer[:] = ZEROES[: len(page.buffer)]
         page.dirty = page.uptodate = True
         self._map(page, vma, index)
         page.young = True

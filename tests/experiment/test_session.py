@@ -13,11 +13,11 @@ import pytest
 from testbed import Bystander, UdpFlood
 from testbed.experiment import session
 from testbed.experiment.arguments import RunOptions, parse_run
+from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.evidence import RunEvidence
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.result import decode
-from testbed.experiment.run import RunRecord
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError
 from tests.experiment import witness

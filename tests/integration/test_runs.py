@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from testbed import Bystander, UdpFlood
+from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.plan import Overrides
 from testbed.experiment.result import Check
-from testbed.experiment.run import RunRecord
 from testbed.experiment.topology import (
     ArpFlood,
     EtherTypeFlood,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from testbed.experiment import preflight
-from testbed.experiment.ablation.execution import SIMULATE, OneByOne, Workers, on_real_sockets
+from testbed.experiment.ablation.execution import OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.ablation.figure import NoFigure, draw
 from testbed.experiment.ablation.output import AblationDirectory, encode
 from testbed.experiment.ablation.progress import Progress
@@ -60,10 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exhaustive", action="store_true", help="try every smaller set of patches, to prove which is the smallest"
     )
-    if SIMULATE is not None:
-        parser.add_argument("--simulate", action="store_true", help="in virtual time, without root")
-        parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
-    parser.set_defaults(vanilla=False, without=(), force=True, expect="pass", simulate=False, jobs=None)
+    parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
+    parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
+    parser.set_defaults(vanilla=False, without=(), force=True, expect="pass")
 
 
 def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]) -> int:
@@ -142,8 +141,8 @@ class _Rig:
         return replace(self.request.options, patches=key[0], seed=key[1], out=self.directory.for_run(key))
 
     def runner(self, progress: Progress) -> OneByOne | Workers:
-        if self.request.simulate and SIMULATE is not None:
-            return Workers(SIMULATE, self.topology, self.options_for, self.request.jobs)
+        if self.request.simulate:
+            return Workers(on_virtual_time, self.topology, self.options_for, self.request.jobs)
         return OneByOne(on_real_sockets, self.topology, self.options_for, progress.starting)
 
 

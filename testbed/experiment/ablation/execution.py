@@ -15,7 +15,7 @@ from types import TracebackType
 
 from testbed.experiment.ablation.trials import Key
 from testbed.experiment.arguments import RunOptions
-from testbed.experiment.command import run_once
+from testbed.experiment.command import run_once, simulate_once
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.live import NoView
 from testbed.experiment.result import Result
@@ -24,14 +24,17 @@ from testbed.lab.errors import LabError
 
 RunOnce = Callable[[Topology, RunOptions], Result]
 """Makes one run. May raise CannotRun, LabError, TopologyError."""
-SIMULATE: RunOnce | None = None
-"""One run in virtual time, which several processes can make side by side; None where there is none."""
 OptionsFor = Callable[[Key], RunOptions]
 
 
 def on_real_sockets(topology: Topology, options: RunOptions) -> Result:
     """One run, without a picture of its own. Raises CannotRun, LabError, TopologyError."""
     return run_once(topology, options, NoView())
+
+
+def on_virtual_time(topology: Topology, options: RunOptions) -> Result:
+    """One run that needs nothing but a processor. Raises CannotRun, LabError, TopologyError."""
+    return simulate_once(topology, options, NoView())
 
 
 def attempt(run_once: RunOnce, topology: Topology, options: RunOptions) -> Result:

@@ -219,16 +219,6 @@ def test_under_sudo_it_belongs_to_the_user(
     assert given == {"new", "a", "runs.jsonl", "ablate.json"}
 
 
-def test_simulation_is_offered_where_there_is_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for simulate in (None, simulated):
-        monkeypatch.setattr(command, "SIMULATE", simulate)
-        with pytest.raises(SystemExit):
-            cli.main(["ablate", "--help"])
-        assert ("--simulate" in capsys.readouterr().out) == (simulate is not None)
-
-
 def test_simulations_run_side_by_side_and_give_the_same_rows(
     monkeypatch: pytest.MonkeyPatch,
     rigged: Callable[..., list[RunOptions]],
@@ -237,7 +227,7 @@ def test_simulations_run_side_by_side_and_give_the_same_rows(
 ) -> None:
     rigged(lambda on, seed: "fail" if ({4, 15} if seed % 2 else {4}) <= on else "deadlock")
     _, alone, _ = ablate(capfd, tmp_path / "alone", "--seeds", "2")
-    monkeypatch.setattr(command, "SIMULATE", simulated)
+    monkeypatch.setattr(command, "on_virtual_time", simulated)
     status, beside, _ = ablate(capfd, tmp_path / "beside", "--seeds", "2", "--simulate", "--jobs", "2")
     assert status == 0
     assert beside["simulated"]
