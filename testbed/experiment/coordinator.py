@@ -8,7 +8,7 @@ what everybody saw to the verdict. What its hosts are, and what its clock shows,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from testbed.experiment.acting import acting
@@ -228,7 +228,7 @@ class Coordinator:
     def _note_stalls(self) -> None:
         for client in self.clients:
             if client.stalled_for() >= self.limits.stall and client.last_moved is not None:
-                client.stall = Stall(client.last_moved, client.latest, 0.0, client.latest)
+                client.stall = Stall(client.last_moved, client.latest, 0.0, client.latest, client.plan.scarce)
                 self._say("stalled", {"client": client.plan.name, "seconds": round(client.stalled_for(), 3)})
 
     def _stop_floods(self) -> None:
@@ -257,8 +257,8 @@ class Coordinator:
         if client.last_moved.time > noticed.time and client.stalled_for() >= self.limits.stall:
             noticed = client.latest
             self._say("stalled again", {"client": client.plan.name})
-            client.stall = Stall(client.last_moved, noticed, stopped, noticed)
-        client.stall = Stall(client.stall.last_moved, noticed, stopped, client.latest)
+            client.stall = replace(client.stall, last_moved=client.last_moved, noticed=noticed)
+        client.stall = replace(client.stall, flood_stopped=stopped, after=client.latest)
         still = client.last_moved.time <= noticed.time
         return client.ended or (still and client.latest.time >= max(stopped, noticed.time) + self.limits.stall)
 

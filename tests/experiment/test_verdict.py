@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.experiment.deadlock import diagnose
 from testbed.experiment.evidence import Canary, ClientEvidence, Observation, Stall
 from testbed.experiment.verdict import Verdict, judge
 from testbed.patches import PATCHES
@@ -282,6 +283,13 @@ def test_where_no_task_waits_there_is_no_deadlock(where: str) -> None:
     verdict = judge(run(hung(stall(**{where: {"tasks_waiting": 0}}))))
     assert verdict.outcome == "fail"
     assert "idle, not deadlocked" in evidence(verdict, "progress")
+
+
+@pytest.mark.parametrize(("free", "deadlock"), [(320, True), (321, False)])
+def test_who_has_memory_to_spare_is_stuck_on_something_else(free: int, deadlock: bool) -> None:
+    diagnosis = diagnose(stall(afterwards={"nr_free_pages": free}), STALL_LIMIT)
+    assert diagnosis.deadlock == deadlock
+    assert ("not for memory" in diagnosis.text) != deadlock
 
 
 @pytest.mark.parametrize("counter", ["swap_completions", "pswpout", "tasks_waiting", "rx_refill_fail"])
