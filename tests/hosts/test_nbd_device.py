@@ -249,7 +249,9 @@ def test_a_request_is_as_long_as_the_kernel_allows(
     simulate(main())
 
 
-@pytest.mark.parametrize(("shared_tags", "nr_requests", "waits"), [(False, 4, False), (True, 4, True), (True, 5, False)])
+@pytest.mark.parametrize(
+    ("shared_tags", "nr_requests", "waits"), [(False, 4, False), (True, 4, True), (True, 5, False)]
+)
 def test_readers_wait_for_writers_only_when_they_share_tags(
     client: FakeClient, shared_tags: bool, nr_requests: int, waits: bool
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from testbed.mm.gfp import GFP_KERNEL
 from testbed.mm.scan_control import ScanControl
 from testbed.mm.sched import Task
-from testbed.mm.stall import CongestionWait, ReclaimThrottle, Reason
+from testbed.mm.stall import CongestionWait, Reason, ReclaimThrottle
 from tests.mm.machine import Machine, with_rules
 from tests.virtual_time import now, simulate
 

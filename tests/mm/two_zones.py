@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from testbed.mm.kswapd import Kswapd
 from testbed.mm.lruvec import Lruvec
+from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapIO
 from testbed.mm.swap_state import SwapCache
@@ -18,6 +21,15 @@ from tests.mm.machine import FakeSwapDevice
 MARKS = Watermarks(400, 100, 125, 150)
 
 
+class Allocator(PageAllocator):
+    """Gives each page back to its own zone."""
+
+    def free_pages(self, pages: Iterable[Page]) -> None:
+        for page in pages:
+            page.reset()
+            page.zone.free.append(page)
+
+
 class TwoZones:
     """A lower zone and an upper one called `upper`, 1000 pages each, all free, min 100, low 125 and high 150."""
 
@@ -25,7 +37,7 @@ class TwoZones:
         self.lower, self.upper = (
             Zone(memoryview(bytearray(1000 * PAGE_SIZE)), MARKS, name) for name in ("DMA32", upper)
         )
-        page_alloc = PageAllocator(self.lower, VmStat(), switches)
+        page_alloc = Allocator(self.lower, VmStat(), switches)
         page_alloc.zones[:] = [self.lower, self.upper]
         cache = SwapCache(SwapInfo(4000), page_alloc)
         device = FakeSwapDevice(4000, 0.001)
