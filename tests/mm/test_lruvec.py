@@ -12,7 +12,7 @@ from testbed.mm.zone import Zone
 MARKS = Watermarks(400, 100, 125, 150)
 
 
-def lists(*, active: int = 0, inactive: int = 0, file: int = 0, free: int = 0) -> Lruvec:
+def lists(*, active: int = 0, inactive: int = 0, file: int = 0, free: int = 1) -> Lruvec:
     zone = Zone(memoryview(bytearray((active + inactive + file + free) * PAGE_SIZE)), MARKS)
     for pages, count in ((zone.active_anon, active), (zone.inactive_anon, inactive), (zone.file, file)):
         for _ in range(count):
