@@ -29,6 +29,11 @@ def only(**switches: Any) -> Switches:
     return replace(VANILLA, **switches)
 
 
+def with_rules(**rules: Any) -> Switches:
+    """The whole series in 3.4, but for the rules given."""
+    return replace(SERIES, rules=replace(SERIES.rules, **rules))
+
+
 class FakeSwapDevice:
     """Completes each call after `delay` seconds, or never if that is None.
 

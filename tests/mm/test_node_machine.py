@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
@@ -23,7 +24,7 @@ from testbed.mm.sched import Task
 from testbed.mm.slub import Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.mm.zone import zone_watermark_ok
-from testbed.patches import Switches
+from testbed.patches import PRESETS, Switches
 from tests.mm.census import check_pages, check_rss, check_swap
 from tests.mm.machine import SERIES, VANILLA, Machine, without
 from tests.virtual_time import VirtualTimeLoop
@@ -67,10 +68,15 @@ class NodeMachine(RuleBasedStateMachine):
 
     switches: Switches = SERIES
 
-    @initialize(page_cache=st.sampled_from([0, 30]), free=st.sampled_from([4, 14, 24, 36, 100]))
-    def boot(self, page_cache: int, free: int) -> None:
-        """Users have written much more than fits by the time the random operations begin."""
+    @initialize(
+        preset=st.sampled_from(sorted(PRESETS)),
+        page_cache=st.sampled_from([0, 30]),
+        free=st.sampled_from([4, 14, 24, 36, 100]),
+    )
+    def boot(self, preset: str, page_cache: int, free: int) -> None:
+        """Users have written much more than fits by the time the random operations begin, in some kernel or other."""
         self.loop = VirtualTimeLoop()
+        self.switches = replace(self.switches, rules=PRESETS[preset].rules)
         self.machine = Machine(
             RAM_PAGES, self.switches, swap_pages=700, delay=None, min_free_kbytes=128, page_cache=page_cache
         )
