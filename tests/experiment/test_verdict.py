@@ -411,3 +411,12 @@ def test_a_second_stop_without_any_flood_counts_from_when_it_was_noticed() -> No
     assert judge(run(hung(late))).outcome == "deadlock"
     short = replace(late, after=Observation(19.0, whole.after.counters))
     assert judge(run(hung(short))).outcome == "fail"
+
+
+def test_of_very_many_clients_the_failed_ones_are_spelt_out() -> None:
+    clients = [client(name=f"thin{number}") for number in range(50)]
+    clients[37] = replace(clients[37], canary_before=Canary(50, 49))
+    check = judge(run(*clients)).checks[0]
+    assert not check.ok
+    assert check.evidence.startswith("thin37: 49 of 50")
+    assert check.evidence.endswith("and 30 more clients, 0 of which failed")
