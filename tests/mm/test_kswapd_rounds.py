@@ -128,7 +128,7 @@ def test_a_direct_reclaimer_skips_a_zone_given_up_after_its_first_pass() -> None
         scanned: list[tuple[str, int]] = []
 
         async def shrink_zone(lruvec: object, sc: object) -> None:
-            scanned.append((lruvec.zone.name, sc.priority))  # type: ignore[attr-defined]
+            scanned.append((lruvec.zone.span.kind.title, sc.priority))  # type: ignore[attr-defined]
 
         zones.vmscan.shrink_zone = shrink_zone  # type: ignore[method-assign]
         assert await zones.vmscan.try_to_free_pages(GFP_KERNEL, Task("user")) == 1

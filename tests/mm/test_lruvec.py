@@ -15,8 +15,7 @@ MARKS = Watermarks(400, 100, 125, 150)
 def lists(*, active: int = 0, inactive: int = 0, file: int = 0, free: int = 1) -> Lruvec:
     zone = Zone(memoryview(bytearray((active + inactive + file + free) * PAGE_SIZE)), MARKS)
     for pages, count in ((zone.active_anon, active), (zone.inactive_anon, inactive), (zone.file, file)):
-        for _ in range(count):
-            pages[zone.free.pop()] = None
+        pages.update(dict.fromkeys(zone.free.take(count)))
     return Lruvec(zone)
 
 

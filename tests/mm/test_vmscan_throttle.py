@@ -8,6 +8,7 @@ import pytest
 
 from testbed.mm.gfp import GFP_KERNEL, GFP_NOFS, GFP_NOIO
 from testbed.mm.sched import Task
+from testbed.mm.zone_layout import ZoneType
 from testbed.patches import Switches
 from tests.mm.machine import SERIES, Machine, machine_64m, with_rules, without
 from tests.mm.two_zones import TwoZones, take
@@ -271,7 +272,7 @@ def test_the_zones_of_a_node_are_tested_together(lower: int, upper: int, ok: boo
 
 @pytest.mark.parametrize(("free", "ok"), [(50, False), (51, True)])
 def test_high_memory_is_no_reserve(free: int, ok: bool) -> None:
-    zones = TwoZones(SERIES, upper="HighMem")
+    zones = TwoZones(SERIES, upper=ZoneType.HIGHMEM)
     take(zones.lower, free=free)
     assert zones.vmscan.throttle.pfmemalloc_watermark_ok() == ok
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from testbed.mm.kswapd import Kswapd
 from testbed.mm.lruvec import Lruvec
-from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapIO
 from testbed.mm.swap_state import SwapCache
@@ -15,30 +12,22 @@ from testbed.mm.vmscan import Vmscan
 from testbed.mm.vmstat import VmStat
 from testbed.mm.watermarks import PAGE_SIZE, Watermarks
 from testbed.mm.zone import Zone
+from testbed.mm.zone_layout import ZoneSpan, ZoneType
 from testbed.patches import Switches
 from tests.mm.machine import FakeSwapDevice
 
 MARKS = Watermarks(400, 100, 125, 150)
 
 
-class Allocator(PageAllocator):
-    """Gives each page back to its own zone."""
-
-    def free_pages(self, pages: Iterable[Page]) -> None:
-        for page in pages:
-            page.reset()
-            page.zone.free.append(page)
-
-
 class TwoZones:
-    """A lower zone and an upper one called `upper`, 1000 pages each, all free, min 100, low 125 and high 150."""
+    """A lower zone and an upper one of kind `upper`, 1000 pages each, all free, min 100, low 125 and high 150."""
 
-    def __init__(self, switches: Switches, *, upper: str = "Normal") -> None:
+    def __init__(self, switches: Switches, *, upper: ZoneType = ZoneType.NORMAL) -> None:
+        ram = memoryview(bytearray(2000 * PAGE_SIZE))
         self.lower, self.upper = (
-            Zone(memoryview(bytearray(1000 * PAGE_SIZE)), MARKS, name) for name in ("DMA32", upper)
+            Zone(ram, MARKS, ZoneSpan(kind, 0, start, 1000)) for kind, start in ((ZoneType.DMA32, 0), (upper, 1000))
         )
-        page_alloc = Allocator(self.lower, VmStat(), switches)
-        page_alloc.zones[:] = [self.lower, self.upper]
+        page_alloc = PageAllocator([self.lower, self.upper], VmStat(), switches)
         cache = SwapCache(SwapInfo(4000), page_alloc)
         device = FakeSwapDevice(4000, 0.001)
         device.swap_io = SwapIO(page_alloc, cache, device)
@@ -52,7 +41,5 @@ class TwoZones:
 
 def take(zone: Zone, *, free: int, file: int = 0) -> None:
     """Leave `free` pages of the zone free, make `file` of the others page cache, and hold the rest."""
-    for _ in range(file):
-        zone.file[zone.free.pop()] = None
-    while zone.nr_free_pages > free:
-        zone.free.pop()
+    zone.file.update(dict.fromkeys(zone.free.take(file)))
+    zone.free.take(zone.nr_free_pages - free)
