@@ -18,7 +18,7 @@ Size = int | str
 Start = Literal["swapping", "workload"]
 
 READERS = ("prompt", "faulting", "never")
-SLAB_ALLOCATORS = ("slub",)
+SLAB_ALLOCATORS = ("slub", "slab")
 DRIVERS = ("linear",)
 ZONE_LAYOUTS = ("normal",)
 MOST_NODES = 1

@@ -114,6 +114,8 @@ class SwapClient:
         self.switches = Switches.of(spec.patches, plan.rules)
         self.ram = mmap.mmap(-1, plan.memory)
         self.device = NbdDevice(self.switches)
+        self.netstat = NetStat()
+        self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.node = Node(
             memoryview(self.ram),
             self.device,
@@ -121,9 +123,9 @@ class SwapClient:
             self.switches,
             min_free_kbytes=plan.min_free_kbytes,
             page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
+            slab=plan.slab,
+            memalloc_socks=lambda: self.socket_memory.memalloc_socks,
         )
-        self.netstat = NetStat()
-        self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
         managed = self.node.zone.managed
         self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)

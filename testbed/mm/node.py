@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from testbed.mm import slab as slab_3_6
+from testbed.mm import slab_lists, slub
 from testbed.mm.kswapd import Kswapd
 from testbed.mm.memory import Memory
 from testbed.mm.oom_kill import OomKiller
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapDevice, SwapIO
-from testbed.mm.slub import KmemCache
-from testbed.mm.swap_state import SwapCache
+from testbed.mm.slab_common import KmemCache
+from testbed.mm.swap_state import RADIX_TREE_NODE_SIZE, SwapCache
 from testbed.mm.swapfile import SwapInfo
 from testbed.mm.vmscan import Vmscan
 from testbed.mm.vmstat import VmStat
@@ -27,6 +31,8 @@ class Node:
         swap_device: where pages go; its area has `swap_pages` slots, the header's included.
         min_free_kbytes: KiB, or None for the kernel's default.
         page_cache: pages of clean page cache that the machine starts with.
+        slab: which slab allocator, "slub" or "slab".
+        memalloc_socks: how many SOCK_MEMALLOC sockets there are (`sk_memalloc_socks()`), which only SLAB asks.
     """
 
     def __init__(
@@ -38,21 +44,26 @@ class Node:
         *,
         min_free_kbytes: int | None = None,
         page_cache: int = 0,
+        slab: str = "slub",
+        memalloc_socks: Callable[[], int] = int,
     ) -> None:
         self.switches = switches
         self.vmstat = VmStat()
         self.zone = Zone(ram, compute(len(ram) // PAGE_SIZE, min_free_kbytes))
         self.page_alloc = PageAllocator(self.zone, self.vmstat, switches)
+        self.slab = slab
+        self.pfmemalloc = slab_3_6.Pfmemalloc(memalloc_socks)
+        self.caches: dict[str, KmemCache] = {}
+        self.kmalloc_prefix = "kmalloc" if slab == "slub" else "size"
+        for size in KMALLOC_SIZES:
+            self.kmem_cache_create(f"{self.kmalloc_prefix}-{size}", size)
         self.swap = SwapInfo(swap_pages)
-        self.swap_cache = SwapCache(self.swap, self.page_alloc)
+        self.swap_cache = SwapCache(self.swap, self.kmem_cache_create("radix_tree_node", RADIX_TREE_NODE_SIZE))
         self.swap_io = SwapIO(self.page_alloc, self.swap_cache, swap_device)
         self.vmscan = Vmscan(self.page_alloc, self.swap_cache, self.swap_io)
         self.kswapd = Kswapd(self.vmscan)
         self.memory = Memory(self.page_alloc, self.swap_cache, self.swap_io)
         self.oom_killer = OomKiller(self.vmstat, [self.vmscan.pfmemalloc_wait, self.page_alloc.progress])
-        self.caches: dict[str, KmemCache] = {"radix_tree_node": self.swap_cache.radix_tree_node}
-        for size in KMALLOC_SIZES:
-            self.kmem_cache_create(f"kmalloc-{size}", size)
         self.page_alloc.wakeup_kswapd = self.kswapd.wakeup_kswapd
         self.page_alloc.try_to_free_pages = self.vmscan.try_to_free_pages
         self.page_alloc.out_of_memory = self.oom_killer.out_of_memory
@@ -72,7 +83,14 @@ class Node:
 
     def kmem_cache_create(self, name: str, object_size: int) -> KmemCache:
         """`kmem_cache_create`: a cache of objects of `object_size` bytes."""
-        cache = self.caches[name] = KmemCache(name, object_size, self.page_alloc)
+        cache: KmemCache
+        if self.slab == "slub":
+            cache = slub.KmemCache(name, object_size, self.page_alloc)
+        elif self.switches.rules.slab_pfmemalloc == "tags":
+            cache = slab_3_6.KmemCache(name, object_size, self.page_alloc, self.pfmemalloc)
+        else:
+            cache = slab_lists.KmemCache(name, object_size, self.page_alloc, self.pfmemalloc)
+        self.caches[name] = cache
         return cache
 
     def kmalloc_cache(self, size: int) -> KmemCache:
@@ -83,7 +101,7 @@ class Node:
         """
         for cache_size in KMALLOC_SIZES:
             if size <= cache_size:
-                return self.caches[f"kmalloc-{cache_size}"]
+                return self.caches[f"{self.kmalloc_prefix}-{cache_size}"]
         raise ValueError(f"kmalloc of {size} bytes is more than a page")
 
     def counters(self) -> dict[str, int]:

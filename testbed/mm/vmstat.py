@@ -50,6 +50,12 @@ RESERVE_EVENTS = (
     "slab_fast_path_refused",
     "no_watermark_slabs",
     "slab_pfmemalloc_mismatch",
+    "slab_partial_leaked",
+    "slab_pfmemalloc_cleared",
+    "slab_untagged_leaked",
+    "slab_misaligned_objects",
+    "slab_inlined",
+    "slab_not_inlined",
     "throttle_low_reserve",
     "throttle_waits",
     "throttle_uncounted",
@@ -103,6 +109,12 @@ class VmStat:
     slab_fast_path_refused: int
     no_watermark_slabs: int
     slab_pfmemalloc_mismatch: int
+    slab_partial_leaked: int
+    slab_pfmemalloc_cleared: int
+    slab_untagged_leaked: int
+    slab_misaligned_objects: int
+    slab_inlined: int
+    slab_not_inlined: int
     throttle_low_reserve: int
     throttle_waits: int
     throttle_uncounted: int

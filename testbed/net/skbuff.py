@@ -13,7 +13,7 @@ from typing import Final
 from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.net.snmp import NetStat
 
 SK_BUFF_SIZE: Final = 256

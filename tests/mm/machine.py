@@ -13,6 +13,7 @@ from testbed.mm.page import Page
 from testbed.mm.page_io import SwapIO
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.patches import Switches
+from testbed.rules import V9
 
 VANILLA = Switches.of(())
 SERIES = Switches()
@@ -22,6 +23,11 @@ MIB = 1 << 20
 def without(**switches: Any) -> Switches:
     """The whole series but for the switches given."""
     return replace(SERIES, **switches)
+
+
+def unmatched(**switches: Any) -> Switches:
+    """The series in a kernel whose `get_partial_node` does not look at pfmemalloc (V9 as posted)."""
+    return without(rules=replace(V9, slub_get_partial_match=False), **switches)
 
 
 def only(**switches: Any) -> Switches:
@@ -88,7 +94,9 @@ class Machine:
         delay: float | None = 0.001,
         min_free_kbytes: int | None = None,
         page_cache: int = 0,
+        slab: str = "slub",
     ) -> None:
+        self.memalloc_socks = 1
         self.device = FakeSwapDevice(swap_pages, delay)
         self.node = Node(
             memoryview(bytearray(pages * PAGE_SIZE)),
@@ -97,6 +105,8 @@ class Machine:
             switches,
             min_free_kbytes=min_free_kbytes,
             page_cache=page_cache,
+            slab=slab,
+            memalloc_socks=lambda: self.memalloc_socks,
         )
         self.device.swap_io = self.node.swap_io
         self.held: list[Page] = []
@@ -120,6 +130,6 @@ class Machine:
         self.node.page_alloc.free_pages(pages)
 
 
-def machine_64m(switches: Switches = SERIES, *, page_cache: int = 0) -> Machine:
+def machine_64m(switches: Switches = SERIES, *, page_cache: int = 0, slab: str = "slub") -> Machine:
     """The watermarks of 64 MiB (min 256, low 320, high 384 pages) on an eighth of the memory, which is quicker."""
-    return Machine(2048, switches, min_free_kbytes=1024, page_cache=page_cache)
+    return Machine(2048, switches, min_free_kbytes=1024, page_cache=page_cache, slab=slab)

@@ -20,7 +20,7 @@ from testbed.mm.gfp import (
 )
 from testbed.mm.memory import BusError, Killed, Vma
 from testbed.mm.sched import Task
-from testbed.mm.slub import Slab
+from testbed.mm.slab_common import Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.mm.zone import zone_watermark_ok
 from testbed.patches import Switches

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
-from testbed.mm.slub import Slab
+from testbed.mm.slab_common import Slab
 from testbed.net.dev import ETH_P_IP, NetDevice, Receiver, RxBatch, Tally
 from testbed.net.drop_reason import DropReason
 from testbed.net.skbuff import SkbMemory, SkBuff
@@ -24,8 +24,16 @@ FRAME_TRUESIZE = 2048 + 256
 class Host:
     """A machine with a NIC, an ordinary UDP socket and the swap connection's socket."""
 
-    def __init__(self, switches: Switches = SERIES, *, pages: int | None = None, ring: int = 16, rcvbuf: int = 1 << 20):
-        self.machine = machine_64m(switches) if pages is None else Machine(pages, switches)
+    def __init__(
+        self,
+        switches: Switches = SERIES,
+        *,
+        pages: int | None = None,
+        ring: int = 16,
+        rcvbuf: int = 1 << 20,
+        slab: str = "slub",
+    ) -> None:
+        self.machine = machine_64m(switches, slab=slab) if pages is None else Machine(pages, switches, slab=slab)
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(switches, self.netstat)
         self.skb_memory = SkbMemory(self.machine.node, self.netstat, MTU)
