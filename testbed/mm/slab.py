@@ -122,9 +122,7 @@ class KmemCache(slab_common.KmemCache):
             self._count_leaked(taken, gfp_mask, current)
         return taken
 
-    def _get(
-        self, gfp_mask: int, current: Task, checks: bool, force_refill: bool = False
-    ) -> Slab | None:
+    def _get(self, gfp_mask: int, current: Task, checks: bool, force_refill: bool = False) -> Slab | None:
         """`ac_get_obj`: an object of the CPU's array that this caller may use; None if there is none."""
         array = self.array
         if not array.entries:
@@ -199,9 +197,7 @@ class KmemCache(slab_common.KmemCache):
         """`ac_put_obj`: is the pointer tagged that enters an array?"""
         return checks and slab.pfmemalloc and self.pfmemalloc.active
 
-    def _get_grown(
-        self, page: Page, gfp_mask: int, current: Task, checks: bool, force_refill: bool
-    ) -> Slab | None:
+    def _get_grown(self, page: Page, gfp_mask: int, current: Task, checks: bool, force_refill: bool) -> Slab | None:
         """The end of `cache_alloc_refill`, after `cache_grow` has made a slab of `page`."""
         self._grow(page, checks)
         if not self.array.entries:

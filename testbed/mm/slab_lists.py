@@ -6,7 +6,8 @@ back to it. Only the caller that made the cache grow brings a new slab's objects
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, groupby
+from operator import attrgetter
 
 from testbed.mm import slab
 from testbed.mm.gfp import gfp_pfmemalloc_allowed
@@ -96,12 +97,22 @@ class KmemCache(slab.KmemCache):
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         """`__cache_free` for each object: `cache_free_pfmemalloc` for those from the reserve."""
-        if self.nr_pfmemalloc and self._checks(0):
-            reserve = [freed for freed in slabs if freed.pfmemalloc]
-            self.inuse -= len(reserve)
-            self._free_block(reserve)
-            slabs = [freed for freed in slabs if not freed.pfmemalloc]
-        super().free_bulk(slabs)
+        if not self.nr_pfmemalloc or not self._checks(0):
+            super().free_bulk(slabs)
+            return
+        for reserve, group in groupby(slabs, attrgetter("pfmemalloc")):
+            if reserve:
+                self._free_pfmemalloc(list(group))
+            else:
+                super().free_bulk(list(group))
+
+    def _free_pfmemalloc(self, slabs: list[Slab]) -> None:
+        """`cache_free_pfmemalloc`; a full array is flushed before anybody looks at what it is to take."""
+        self._checks(len(slabs))
+        if self.array.room <= 0:
+            self._flush()
+        self.inuse -= len(slabs)
+        self._free_block(slabs)
 
     def _tags(self, slabs: list[Slab], checks: bool) -> bytes:
         return bytes(len(slabs))

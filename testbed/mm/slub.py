@@ -144,16 +144,16 @@ class KmemCache(slab_common.KmemCache):
             return []
         if not allowed and (self._nr_partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
             return []
-        taken: list[Slab] = []
-        for slab in self._order_of_use():
-            taken += [slab] * slab.free
+        slabs = self._order_of_use()
+        taken = [slab for slab in slabs for _ in range(slab.free)]
+        for slab in slabs:
             slab.free = 0
             slab.frozen = slab.partial = False
         cpu.clear()
         self._pobjects.clear()
         partial.clear()
         self._nr_partial_pfmemalloc = 0
-        self._install(slab)
+        self._install(slabs[-1])
         self.inuse += len(taken)
         return taken
 
@@ -177,11 +177,11 @@ class KmemCache(slab_common.KmemCache):
         while self._cpu_partial:
             self._pobjects.pop()
             slab = self._cpu_partial.pop()
-            self._install(slab)
             if allowed or not slab.pfmemalloc:
+                self._cpu_slab = slab
                 return True
             self._vmstat.slab_pfmemalloc_mismatch += 1
-            self._deactivate()
+            self._unfreeze(slab)
         return bool(self._partial) and self._get_partial_node(allowed)
 
     def _get_partial_node(self, allowed: bool) -> bool:
@@ -330,29 +330,34 @@ class KmemCache(slab_common.KmemCache):
     def _free_whole(self, slabs: list[Slab]) -> list[Slab]:
         """`free` for all objects of each of these slabs: the slabs that are to be discarded.
 
-        The CPU keeps a slab for each that it may, until the next makes it give them all up. Once the node's list has
-        enough empty slabs, it is plain which are the last that it keeps.
+        The CPU keeps a batch of slabs until the next makes it give them all up, so it ends up with the last batch.
         """
-        empty: list[Slab] = []
-        position, total, limit = 0, len(slabs), self.cpu_partial
-        while position < total and len(self._partial) < self.min_partial:
-            slab = slabs[position]
-            empty += self._drain_cpu_partial()
-            self._put_cpu_partial(slab, 1)
-            slab.free = slab.objects
-            position += 1
-        room = limit + 1 - (self._pobjects[-1] if self._pobjects else 0)
-        over = total - position - max(0, room)
-        if over > 0:
-            empty += self._unfreeze_partials()
-            end = total - 1 - (over - 1) % (limit + 1)
-            empty += slabs[position:end]
-            position = end
-        for slab in slabs[position:]:
-            self._put_cpu_partial(slab, 1)
         for slab in slabs:
             slab.free = slab.objects
+        batch = self.cpu_partial + 1
+        room = max(0, batch - (self._pobjects[-1] if self._pobjects else 0))
+        over = len(slabs) - room
+        if over <= 0:
+            self._keep(slabs)
+            return []
+        self._cpu_partial += slabs[:room]
+        empty = self._unfreeze_partials()
+        position, end = room, len(slabs) - 1 - (over - 1) % batch
+        while position < end and len(self._partial) < self.min_partial:
+            self._cpu_partial += slabs[position : position + batch]
+            empty += self._unfreeze_partials()
+            position += batch
+        empty += slabs[position:end]
+        self._keep(slabs[end:])
         return empty
+
+    def _keep(self, slabs: list[Slab]) -> None:
+        """`put_cpu_partial` for slabs that were full: the one object that each has by then counts."""
+        pobjects = self._pobjects[-1] if self._pobjects else 0
+        self._pobjects += range(pobjects + 1, pobjects + 1 + len(slabs))
+        self._cpu_partial += slabs
+        for slab in slabs:
+            slab.frozen = True
 
     def _drain_cpu_partial(self) -> list[Slab]:
         """Make room on the CPU's list, if it has more than enough free objects: the slabs to be discarded."""
@@ -405,10 +410,13 @@ class KmemCache(slab_common.KmemCache):
         self._cpu_slab = slab
 
     def _deactivate(self) -> None:
-        """`deactivate_slab`: what is left of the CPU slab goes to the head of the node's list."""
+        """`deactivate_slab` for the CPU slab."""
         slab, self._cpu_slab = self._cpu_slab, None
-        if slab is None:
-            return
+        if slab is not None:
+            self._unfreeze(slab)
+
+    def _unfreeze(self, slab: Slab) -> None:
+        """The end of `deactivate_slab`: what is left of the slab goes to the head of the node's list."""
         slab.frozen = False
         if slab.free == slab.objects and len(self._partial) >= self.min_partial:
             self._discard_bulk([slab])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +83,7 @@ class FakeSwapDevice:
 
 
 class Machine:
-    """A node of `pages` pages over `device`."""
+    """A node of `pages` pages over `device`; it has one memalloc socket if not told otherwise."""
 
     def __init__(
         self,
@@ -95,6 +95,7 @@ class Machine:
         min_free_kbytes: int | None = None,
         page_cache: int = 0,
         slab: str = "slub",
+        memalloc_socks: Callable[[], int] | None = None,
     ) -> None:
         self.memalloc_socks = 1
         self.device = FakeSwapDevice(swap_pages, delay)
@@ -106,7 +107,7 @@ class Machine:
             min_free_kbytes=min_free_kbytes,
             page_cache=page_cache,
             slab=slab,
-            memalloc_socks=lambda: self.memalloc_socks,
+            memalloc_socks=memalloc_socks or (lambda: self.memalloc_socks),
         )
         self.device.swap_io = self.node.swap_io
         self.held: list[Page] = []
@@ -130,6 +131,6 @@ class Machine:
         self.node.page_alloc.free_pages(pages)
 
 
-def machine_64m(switches: Switches = SERIES, *, page_cache: int = 0, slab: str = "slub") -> Machine:
+def machine_64m(switches: Switches = SERIES, **options: Any) -> Machine:
     """The watermarks of 64 MiB (min 256, low 320, high 384 pages) on an eighth of the memory, which is quicker."""
-    return Machine(2048, switches, min_free_kbytes=1024, page_cache=page_cache, slab=slab)
+    return Machine(2048, switches, min_free_kbytes=1024, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
@@ -33,9 +34,10 @@ class Host:
         rcvbuf: int = 1 << 20,
         slab: str = "slub",
     ) -> None:
-        self.machine = machine_64m(switches, slab=slab) if pages is None else Machine(pages, switches, slab=slab)
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(switches, self.netstat)
+        options: dict[str, Any] = {"slab": slab, "memalloc_socks": lambda: self.socket_memory.memalloc_socks}
+        self.machine = machine_64m(switches, **options) if pages is None else Machine(pages, switches, **options)
         self.skb_memory = SkbMemory(self.machine.node, self.netstat, MTU)
         self.tally: Counter[tuple[int, str, bool]] = Counter()
         self.device = NetDevice(self.skb_memory, self.socket_memory, self.netstat, ring, self._add)

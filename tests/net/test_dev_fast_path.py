@@ -140,7 +140,7 @@ class Host:
             "swap": (len(self.swap), self.swap.sk.rmem_alloc, self.swap.copied_seq),
             "last": self.device.last_pfmemalloc,
             "tallies": self.tallies,
-            "caches": {name: cache_state(cache) for name, cache in self.node.caches.items() if isinstance(cache, KmemCache)},
+            "caches": [cache_state(cache) for cache in self.node.caches.values() if isinstance(cache, KmemCache)],
         }
 
 
