@@ -20,7 +20,7 @@ Size = int | str
 Start = Literal["swapping", "workload"]
 
 READERS = ("prompt", "faulting", "never")
-SLAB_ALLOCATORS = ("slub",)
+SLAB_ALLOCATORS = ("slub", "slab")
 DRIVERS = ("linear", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload")

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
 from testbed.mm.node import KMALLOC_SIZES, Node
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.page_frag import FragPages, NetdevPages, PageFrag, PageFragCache
 from testbed.net.snmp import NetStat

@@ -21,7 +21,7 @@ from testbed.mm.gfp import (
 )
 from testbed.mm.memory import BusError, Killed, Vma
 from testbed.mm.sched import Task
-from testbed.mm.slub import Slab
+from testbed.mm.slab_common import Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.mm.zone import zone_watermark_ok
 from testbed.patches import PRESETS, Switches
@@ -67,6 +67,7 @@ class NodeMachine(RuleBasedStateMachine):
     """Users fault, kernel code takes pages and objects, the device completes in any order or fails."""
 
     switches: Switches = SERIES
+    slab = "slub"
 
     @initialize(
         preset=st.sampled_from(sorted(PRESETS)),
@@ -78,7 +79,13 @@ class NodeMachine(RuleBasedStateMachine):
         self.loop = VirtualTimeLoop()
         self.switches = replace(self.switches, rules=PRESETS[preset].rules)
         self.machine = Machine(
-            RAM_PAGES, self.switches, swap_pages=700, delay=None, min_free_kbytes=128, page_cache=page_cache
+            RAM_PAGES,
+            self.switches,
+            swap_pages=700,
+            delay=None,
+            min_free_kbytes=128,
+            page_cache=page_cache,
+            slab=self.slab,
         )
         self.node = self.machine.node
         self.objects: list[Slab] = []
@@ -117,7 +124,7 @@ class NodeMachine(RuleBasedStateMachine):
     def take_objects(self, caller: tuple[int, bool], size: int, count: int, bulk: bool) -> None:
         gfp_mask, pf_memalloc = caller
         current = Task("kernel", pf_memalloc=pf_memalloc)
-        cache = self.node.caches[f"kmalloc-{size}"]
+        cache = self.node.kmalloc_cache(size)
         if bulk:
             taken = cache.alloc_bulk(count, gfp_mask, current)
         else:
@@ -232,6 +239,12 @@ class StrictNodeMachine(NodeMachine):
     switches = without(slub_unchecked_fast_path=False)
 
 
+class SlabNodeMachine(NodeMachine):
+    """With SLAB."""
+
+    slab = "slab"
+
+
 class VanillaNodeMachine(NodeMachine):
     """Without any patch."""
 
@@ -245,3 +258,5 @@ TestStrictNode = StrictNodeMachine.TestCase
 TestStrictNode.settings = PROFILE
 TestVanillaNode = VanillaNodeMachine.TestCase
 TestVanillaNode.settings = PROFILE
+TestSlabNode = SlabNodeMachine.TestCase
+TestSlabNode.settings = PROFILE

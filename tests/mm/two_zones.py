@@ -6,7 +6,8 @@ from testbed.mm.kswapd import Kswapd
 from testbed.mm.lruvec import Lruvec
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapIO
-from testbed.mm.swap_state import SwapCache
+from testbed.mm.slub import KmemCache
+from testbed.mm.swap_state import RADIX_TREE_NODE_SIZE, SwapCache
 from testbed.mm.swapfile import SwapInfo
 from testbed.mm.vmscan import Vmscan
 from testbed.mm.vmstat import VmStat
@@ -28,7 +29,7 @@ class TwoZones:
             Zone(ram, MARKS, ZoneSpan(kind, 0, start, 1000)) for kind, start in ((ZoneType.DMA32, 0), (upper, 1000))
         )
         page_alloc = PageAllocator([self.lower, self.upper], VmStat(), switches)
-        cache = SwapCache(SwapInfo(4000), page_alloc)
+        cache = SwapCache(SwapInfo(4000), KmemCache("radix_tree_node", RADIX_TREE_NODE_SIZE, page_alloc))
         device = FakeSwapDevice(4000, 0.001)
         device.swap_io = SwapIO(page_alloc, cache, device)
         self.vmscan = Vmscan(page_alloc, cache, device.swap_io)
