@@ -25,7 +25,7 @@ class Patch:
     title: str
     depends_on: frozenset[int] = frozenset()
     acts_on: str = ""
-    """What a host needs for this patch to change anything, if the emulated client does not have it; else empty."""
+    """What a client must have for this patch to change anything, if not every client has it; else empty."""
 
 
 def _patch(number: int, title: str, *depends_on: int, acts_on: str = "") -> Patch:
@@ -80,42 +80,99 @@ PRESETS: dict[str, Preset] = {
 }
 DEFAULT_PRESET = "v9"
 
+WITHOUT_BASE: dict[tuple[int, int], str] = {
+    (3, 2): "no slab is marked, so the check it leaves out would never have refused anything",
+    (8, 4): "sockets are SOCK_MEMALLOC and ask with __GFP_MEMALLOC, which the allocator ignores",
+    (8, 7): "data carries __GFP_MEMALLOC through sk->sk_allocation; ACKs and other control packets do not",
+    (9, 4): "__GFP_MEMALLOC is ignored: receive buffers end at half of min, since the first attempt is NOMEMALLOC",
+    (9, 8): "no socket is SOCK_MEMALLOC, so receive buffers lack __GFP_MEMALLOC: they end at half of min",
+    (10, 2): "page->pfmemalloc is never set, so there is nothing to copy to the skb",
+    (11, 2): "page->pfmemalloc is never set, so there is nothing to copy to the skb",
+    (11, 4): "the driver's pages are asked for with __GFP_MEMALLOC, which the allocator ignores",
+    (12, 5): "taps and foreign protocols are still kept away, but the allocator ignores PF_MEMALLOC in a softirq",
+    (13, 2): "no object is tagged, so neither the short nor the long path has anything to do",
+    (13, 9): "SOCK_MEMALLOC sockets are not counted, so the short path is always taken",
+    (14, 4): "nbd_thread sends with PF_MEMALLOC; its socket's __GFP_MEMALLOC is ignored",
+    (14, 8): "nbd_thread sends with PF_MEMALLOC; its socket cannot be made SOCK_MEMALLOC",
+    (16, 15): "nobody is throttled, so there is nothing to count",
+}
+"""What a patch that is on does while one it depends on is off, by (patch, base)."""
+
+
+ALWAYS_ACTING = frozenset(number for number, patch in PATCHES.items() if not patch.acts_on)
+"""The patches that act on any client."""
+
 
 def enabled(without: Iterable[int], force: bool = False) -> frozenset[int]:
-    """The patches that are on when those in `without` are off.
+    """The patches that are on when those in `without` are off, as far as that can be told without knowing the clients.
 
     With `force`, a patch whose base is off stays on and does what its code can do without the base.
 
     Raises:
-        PatchError: a number outside 1..16; a patch that cannot act on the emulated client, so that switching it
-            off would show nothing; or (unless `force`) a patch that is on while one it depends on is off.
+        PatchError: a number outside 1..16; or (unless `force`) a patch that acts on any client and is on while one it
+            depends on is off.
     """
     off = frozenset(without)
     for number in sorted(off):
         if number not in PATCHES:
             raise PatchError(f"there is no patch {number}: the series has patches 1 to {len(PATCHES)}")
     on = frozenset(PATCHES) - off
-    if off != frozenset(PATCHES):
-        _refuse_idle(off)
     if not force:
-        _refuse_unmet(on, off)
+        _refuse_unmet(on & ALWAYS_ACTING, off)
     return on
 
 
-def _refuse_idle(off: frozenset[int]) -> None:
-    for number in sorted(off):
-        if needs := PATCHES[number].acts_on:
-            raise PatchError(
-                f"patch {number} acts only on {needs}, which this client does not have: switching it off shows nothing"
-            )
+def with_bases(on: Iterable[int]) -> frozenset[int]:
+    """These patches and all that they build on, directly or not."""
+    closure = frozenset(on)
+    while grown := frozenset(base for number in closure for base in PATCHES[number].depends_on) - closure:
+        closure |= grown
+    return closure
+
+
+def with_dependents(off: Iterable[int]) -> frozenset[int]:
+    """These patches and all that build on them, directly or not."""
+    closure = frozenset(off)
+    while grown := frozenset(patch.number for patch in PATCHES.values() if patch.depends_on & closure) - closure:
+        closure |= grown
+    return closure
+
+
+def without_base(on: frozenset[int]) -> list[str]:
+    """One line for each patch that is on although one it builds on is off: what it does then."""
+    return [
+        f"patch {number} is on without patch {base}, which it builds on: {what}"
+        for (number, base), what in WITHOUT_BASE.items()
+        if number in on and base not in on
+    ]
+
+
+def check_acting(on: frozenset[int], acting: frozenset[int], force: bool = False) -> None:
+    """Whether it makes sense to have only the patches `on` when those in `acting` can act on some client of the run.
+
+    Raises:
+        PatchError: a patch that cannot act, so that switching it off alone would show nothing; or (unless `force`) an
+            acting patch that is on while one it depends on is off.
+    """
+    off = frozenset(PATCHES) - on
+    idle = off - acting
+    if on and idle:
+        number = min(idle)
+        raise PatchError(
+            f"patch {number} acts only on {PATCHES[number].acts_on}, which no client here has: "
+            "switching it off shows nothing"
+        )
+    if not force:
+        _refuse_unmet(on & acting, off)
 
 
 def _refuse_unmet(on: frozenset[int], off: frozenset[int]) -> None:
-    orphans = {number for number in on if PATCHES[number].depends_on & off and not PATCHES[number].acts_on}
+    """Refuse patches that are `on`, and can act, while their base is `off`."""
+    orphans = {number for number in on if PATCHES[number].depends_on & off}
     if not orphans:
         return
     closure = set(off)
-    while grown := {n for n in on - closure if PATCHES[n].depends_on & closure and not PATCHES[n].acts_on}:
+    while grown := {number for number in on - closure if PATCHES[number].depends_on & closure}:
         closure |= grown
     base = min(min(PATCHES[number].depends_on & off) for number in orphans)
     names = ", ".join(str(number) for number in sorted(orphans) if base in PATCHES[number].depends_on)

@@ -42,9 +42,18 @@ class Rules:
     max_reclaim_retries: int | None = _rule(
         None, "rounds of direct reclaim without progress until the OOM killer is called (None: it is at once)"
     )
+    no_watermarks_ignores_nodemask: bool = _rule(
+        False, "patch 06 ignores the nodes that a policy binds to, not only the order it prefers (4.19)"
+    )
+    pcp_batch_ceiling: int = _rule(128, "pages that limit the batch of a per-cpu list: 512 KiB, or (4.20) 1 MiB")
+    pcp_high_batches: int = _rule(
+        6, "batches on a per-cpu list until one goes back (5.14: 4 while its zone is short, far more while it is not)"
+    )
     # --- slab allocators ---
     slub_get_partial_match: bool = _rule(
-        False, "a partial slab of the reserve is passed over for an ordinary request (3.6-rc)"
+        True,
+        "a partial slab of the reserve is passed over for an ordinary request (3.6-rc; V9 as posted gave one object "
+        "of it each time, and so lost its reserve to sockets that nobody reads: it is taken with the fix here)",
     )
     slub_high_order_nomemalloc: bool = _rule(
         False, "the attempt at a larger slab stays out of the reserve and does not reclaim"
@@ -71,6 +80,9 @@ class Rules:
     )
     too_many_isolated: Literal["inactive", "eighth"] = _rule(
         "inactive", "a direct reclaimer waits when more pages are isolated than inactive, or than 1/8 of them"
+    )
+    writeback_activates: bool = _rule(
+        False, "a page found under writeback is kept on the active list until its write ends (4.11)"
     )
     # --- swap and block layer ---
     swap_readahead: Literal["cluster", "vma"] = _rule(
@@ -116,7 +128,6 @@ V9 = Rules()
 LINUX_3_6 = Rules(
     pfmemalloc_marking="no watermarks",
     reclaim_retry_no_watermarks=False,
-    slub_get_partial_match=True,
     rx_buffer="fragment",
     receive_needs_memalloc_socks=True,
     sk_rmem_schedule_pfmemalloc=True,
@@ -130,7 +141,9 @@ LINUX_6_1 = Rules(
     order_checks_free_area=True,
     oom_victim_reserve="half",
     max_reclaim_retries=16,
-    slub_get_partial_match=True,
+    no_watermarks_ignores_nodemask=True,
+    pcp_batch_ceiling=256,
+    pcp_high_batches=4,
     slub_high_order_nomemalloc=True,
     slab_pfmemalloc="lists",
     anon_starts_active=False,
@@ -140,6 +153,7 @@ LINUX_6_1 = Rules(
     throttle_ignores_unreclaimable=True,
     reclaim_throttle=True,
     too_many_isolated="eighth",
+    writeback_activates=True,
     swap_readahead="vma",
     shared_tags=True,
     max_sectors_kb=1280,

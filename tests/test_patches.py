@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.patches import PATCHES, PRESETS, PatchError, Switches, enabled
+from testbed.patches import (
+    ALWAYS_ACTING,
+    PATCHES,
+    PRESETS,
+    WITHOUT_BASE,
+    PatchError,
+    Switches,
+    check_acting,
+    enabled,
+    with_bases,
+    with_dependents,
+    without_base,
+)
 
 IDLE = {number for number, patch in PATCHES.items() if patch.acts_on}
 ACTIVE = sorted(set(PATCHES) - IDLE)
@@ -41,10 +53,24 @@ def test_an_unknown_patch_is_refused(number: int) -> None:
 
 @pytest.mark.parametrize("number", sorted(IDLE))
 def test_a_patch_that_cannot_act_is_refused_even_by_force(number: int) -> None:
+    on = enabled({number})
     for force in (False, True):
-        message = refusal({number}, force)
-        assert message is not None
-        assert PATCHES[number].acts_on in message
+        with pytest.raises(PatchError, match=f"patch {number} acts only on {PATCHES[number].acts_on}, which no client"):
+            check_acting(on, ALWAYS_ACTING, force)
+        check_acting(on, ALWAYS_ACTING | {number}, force)
+
+
+def test_without_any_patch_it_does_not_matter_which_could_act() -> None:
+    check_acting(frozenset(), ALWAYS_ACTING)
+
+
+def test_a_patch_that_can_act_needs_its_base_like_any_other() -> None:
+    on = enabled({2, 3})
+    check_acting(on, ALWAYS_ACTING)
+    with pytest.raises(PatchError, match=r"patch 10 builds on patch 2, .* use --without 2,3,10, or"):
+        check_acting(on, ALWAYS_ACTING | {10})
+    check_acting(on, ALWAYS_ACTING | {10}, force=True)
+    check_acting(on - {10}, ALWAYS_ACTING | {10})
 
 
 @pytest.mark.parametrize(
@@ -95,6 +121,28 @@ def test_advice_is_accepted_and_messages_are_one_line(without: set[int]) -> None
 @given(st.sets(st.sampled_from(ACTIVE)))
 def test_force_leaves_everything_else_on(without: set[int]) -> None:
     assert enabled(without, force=True) == frozenset(PATCHES) - without
+
+
+def test_what_a_patch_does_without_its_base_is_written_down_for_each() -> None:
+    assert set(WITHOUT_BASE) == {(number, base) for number, patch in PATCHES.items() for base in patch.depends_on}
+
+
+@given(st.sets(st.sampled_from(sorted(PATCHES))))
+def test_closures_are_the_smallest_that_miss_nothing(numbers: set[int]) -> None:
+    down, up = with_bases(numbers), with_dependents(numbers)
+    assert numbers <= down
+    assert numbers <= up
+    assert without_base(down) == without_base(frozenset(PATCHES) - up) == []
+    assert with_dependents(frozenset(PATCHES) - down) == frozenset(PATCHES) - down, "nothing left out is needed"
+    for extra in down - numbers:
+        assert without_base(down - {extra}), "each patch that was added is needed by another"
+
+
+@given(st.sets(st.sampled_from(sorted(PATCHES))))
+def test_each_patch_without_its_base_is_named(off: set[int]) -> None:
+    on = frozenset(PATCHES) - off
+    named = {int(re.findall(r"\d+", line)[0]) for line in without_base(on)}
+    assert named == {number for number in on if PATCHES[number].depends_on & off}
 
 
 @pytest.mark.parametrize("number", sorted(PATCHES))

@@ -10,6 +10,7 @@ turn, and the medians are compared. Run by itself as root, with PYTHONPATH at th
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import mmap
 import socket
@@ -39,6 +40,7 @@ from testbed.hosts.classifier import Classifier
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Failed, Finished, Ready
 from testbed.hosts.nic import Nic
+from testbed.hosts.swap_client import GC_THRESHOLDS
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
@@ -95,7 +97,7 @@ class Host:
         self.socket_memory.sk_set_memalloc(self.swap_sk)
         self.queue = TcpReceiveQueue(self.swap_sk, skb_memory)
         self.plain_sk = Sock("plain", 0 if scarce else UNLIMITED)
-        self.ledger = Ledger(self.node.zone)
+        self.ledger = Ledger(self.node.page_alloc)
         self.device = NetDevice(skb_memory, self.socket_memory, self.netstat, RING, self.ledger.tally)
         self.device.alloc_rx_buffers()
         self.nic = Nic("left", "right", gso=gso)
@@ -105,10 +107,12 @@ class Host:
 
     def _take_pages(self) -> list[Page]:
         zone = self.node.zone
-        return [zone.free.pop() for _ in range(len(zone.free) - zone.watermarks.min // 2)]
+        return zone.free.take(zone.nr_free_pages - zone.watermarks.min // 2)
 
     def attach(self) -> None:
-        """Connect the NIC to the running event loop; CPU time counts from here."""
+        """Connect the NIC to the running event loop, garbage collected as in a run; CPU time counts from here."""
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         self.nic.attach(self.device, self.classifier, self.ledger, self.swap_sk, TCP_PORT)
         self._cpu = time.process_time()
 

@@ -16,8 +16,9 @@ from typing import Any
 
 from scripts.benchmarks.lab import Row, row
 from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology
+from testbed.experiment.coordinator import Limits
 from testbed.experiment.plan import Overrides, resolve
-from testbed.experiment.run import Limits, execute
+from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError

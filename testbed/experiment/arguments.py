@@ -73,9 +73,21 @@ class RunOptions:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add every option of `testbed run` to a parser."""
+    add_patch_options(parser)
+    add_condition_options(parser)
+    parser.add_argument("--expect", choices=("pass", "deadlock"), default="pass", help="outcome for exit status 0")
+
+
+def add_patch_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that turn patches off."""
     off = parser.add_mutually_exclusive_group()
     off.add_argument("--vanilla", action="store_true", help="turn all 16 patches off")
-    off.add_argument("--without", type=_numbers, default=(), metavar="N[,N...]", help="turn these patches off")
+    off.add_argument("--without", type=numbers, default=(), metavar="N[,N...]", help="turn these patches off")
+    parser.add_argument("--force", action="store_true", help="keep patches on although one they build on is off")
+
+
+def add_condition_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say under which conditions a run takes place, and where its result goes."""
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
@@ -83,14 +95,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="the kernel: its patches and the rules of its version (default %(default)s)",
     )
     parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
-    parser.add_argument("--force", action="store_true", help="keep patches on although one they build on is off")
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
-    parser.add_argument("--flood", type=_count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
-    parser.add_argument("--flood-size", type=_count(1), metavar="BYTES", help="whole Ethernet frame, without checksum")
+    parser.add_argument("--flood", type=count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
+    parser.add_argument("--flood-size", type=count(1), metavar="BYTES", help="whole Ethernet frame, without checksum")
     parser.add_argument("--bystander-buffer", type=_size, metavar="SIZE", help="receive buffer of each bystander")
-    parser.add_argument("--min-free-kbytes", type=_count(1), metavar="N", help="size of the reserve, in KiB")
+    parser.add_argument("--min-free-kbytes", type=count(1), metavar="N", help="size of the reserve, in KiB")
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
-    parser.add_argument("--tasks", type=_count(1), metavar="N", help="tasks of each client")
+    parser.add_argument("--tasks", type=count(1), metavar="N", help="tasks of each client")
     parser.add_argument(
         "--time-limit", type=_duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
     )
@@ -101,10 +112,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how long swap may stand still (default %(default)s s)",
     )
-    parser.add_argument("--seed", type=_count(0), metavar="N", help="for whatever is random (default: a new one)")
+    parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
     parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
-    parser.add_argument("--expect", choices=("pass", "deadlock"), default="pass", help="outcome for exit status 0")
 
 
 def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) -> RunOptions:
@@ -163,7 +173,8 @@ def _size(text: str) -> int:
     return size
 
 
-def _count(least: int) -> Any:
+def count(least: int) -> Any:
+    """A converter of whole numbers from `least` on."""
     def parse(text: str) -> int:
         try:
             number = int(text)
@@ -186,7 +197,8 @@ def _duration(text: str) -> float:
     return duration
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Patch numbers in a list such as 4,9."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:

@@ -23,7 +23,6 @@ from testbed.experiment.evidence import (
     section,
 )
 from testbed.net.drop_reason import DropReason
-from testbed.patches import PATCHES
 
 Finding = tuple[bool | None, str]
 CheckFunction = Callable[[ClientEvidence, RunEvidence], Finding]
@@ -161,23 +160,23 @@ def switch_took_effect(client: ClientEvidence, run: RunEvidence) -> Finding:
     on_seen: list[str] = []
     hidden: dict[str, str] = {}
     wrong: list[str] = []
-    for patch in PATCHES.values():
-        on = patch.number in run.patches
-        if str(patch.number) not in witnesses:
-            if not on and not patch.acts_on:
-                wrong.append(f"patch {patch.number} is off, and nothing was watched that would show it")
+    for patch in sorted(client.acting):
+        on = patch in run.patches
+        if str(patch) not in witnesses:
+            if not on:
+                wrong.append(f"patch {patch} is off, and nothing was watched that would show it")
             continue
-        occasions = number(client.report, "witnesses", str(patch.number), "opportunity")
-        seen = number(client.report, "witnesses", str(patch.number), "witness")
-        what = section(client.report, "witnesses", str(patch.number)).get("what", "its effect")
+        occasions = number(client.report, "witnesses", str(patch), "opportunity")
+        seen = number(client.report, "witnesses", str(patch), "witness")
+        what = section(client.report, "witnesses", str(patch)).get("what", "its effect")
         if on and occasions and not seen:
-            wrong.append(f"patch {patch.number} is on, but was never seen at work ({what}, {occasions} occasions)")
+            wrong.append(f"patch {patch} is on, but was never seen at work ({what}, {occasions} occasions)")
         elif not on and seen:
-            wrong.append(f"patch {patch.number} is off, but was seen at work {seen} times ({what})")
+            wrong.append(f"patch {patch} is off, but was seen at work {seen} times ({what})")
         elif not on and not occasions:
-            hidden[str(patch.number)] = f"patch {patch.number} is off, but had no occasion that would show it ({what})"
+            hidden[str(patch)] = f"patch {patch} is off, but had no occasion that would show it ({what})"
         elif occasions:
-            (on_seen if on else off_seen).append(str(patch.number))
+            (on_seen if on else off_seen).append(str(patch))
     if hidden and not off_seen:
         wrong += hidden.values()
     if wrong:

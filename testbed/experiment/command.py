@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from testbed.experiment import leftovers, preflight
+from testbed.experiment.acting import acting
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.plan import resolve
@@ -19,6 +21,10 @@ from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
+from testbed.patches import PatchError, check_acting
+
+if TYPE_CHECKING:
+    from testbed.experiment.live import View
 
 EXPECTED, UNEXPECTED, CANNOT_RUN = 0, 1, 2
 
@@ -30,15 +36,20 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
+    return _conclude(run_once, topology, options)
+
+
+def simulate(topology: Topology, options: RunOptions) -> int:
+    """`execute` on virtual time; nothing is needed for that but memory."""
+    return _conclude(simulate_once, topology, options)
+
+
+def _conclude(once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan = resolve(topology, options.overrides)
-        preflight.check(plan)
-        leftovers.mark_children()
-        from testbed.experiment.session import run
-
-        result = run(plan, options)
-    except (CannotRun, LabError, TopologyError) as error:
+        check_acting(options.patches, acting(resolve(topology, options.overrides).clients), options.force)
+        result = once(topology, options)
+    except (CannotRun, LabError, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
     except KeyboardInterrupt:
@@ -46,6 +57,23 @@ def execute(topology: Topology, options: RunOptions) -> int:
         return CANNOT_RUN
     publish(result, options)
     return status(result, options)
+
+
+def run_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
+    """One run on real sockets. Raises CannotRun, LabError, TopologyError."""
+    plan = resolve(topology, options.overrides)
+    preflight.check(plan)
+    leftovers.mark_children()
+    from testbed.experiment.session import run
+
+    return run(plan, options, view)
+
+
+def simulate_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
+    """One run on virtual time. Raises CannotRun, LabError, TopologyError."""
+    from testbed.experiment.session import simulate
+
+    return simulate(resolve(topology, options.overrides), options, view)
 
 
 def publish(result: Result, options: RunOptions) -> None:

@@ -43,21 +43,26 @@ class Stall:
 
     `flood_stopped` is when the last flood ended (CLOCK_MONOTONIC seconds), or the moment of notice if none was running.
     A client that moved a little when the flood ended and then stopped once more may be given by its second stop, which
-    began without any flood.
+    began without any flood. `scarce` is the number of free pages above which no request for memory has to wait.
     """
 
     last_moved: Observation
     noticed: Observation
     flood_stopped: float
     after: Observation
+    scarce: int
 
 
 @dataclass(frozen=True, slots=True)
 class ClientEvidence:
-    """What was seen of one client; None for what was not seen. `ring` is its number of receive descriptors."""
+    """What was seen of one client; None for what was not seen.
+
+    `ring` is its number of receive descriptors, `acting` the patches that can act on it.
+    """
 
     name: str
     ring: int
+    acting: frozenset[int]
     report: Mapping[str, Any] | None = None
     samples: Sequence[Observation] = ()
     canary_before: Canary | None = None
@@ -69,14 +74,15 @@ class ClientEvidence:
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
-    """What was seen of a run. `patches` are the numbers that were on, limits are in seconds, `error` is what kept
-    the rig itself from going on."""
+    """What was seen of a run. `patches` are the numbers that were on, limits are in seconds, `workload_started` is
+    in CLOCK_MONOTONIC seconds, `error` is what kept the rig itself from going on."""
 
     clients: Sequence[ClientEvidence]
     patches: frozenset[int]
     stall_limit: float
     time_limit: float
     out_of_time: bool = False
+    workload_started: float | None = None
     error: str | None = None
     notes: Sequence[str] = field(default=())
 

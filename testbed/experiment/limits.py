@@ -49,6 +49,7 @@ def _counted(client: ClientEvidence) -> Iterator[str]:
     counts = {
         ("counters", "rx_refill_fail"): "receive buffers could not be allocated",
         ("frames", "dropped", DropReason.RX_MISSED.name): "frames found no buffer in the receive ring",
+        ("frames", "dropped", DropReason.RX_NOMEM.name): "short frames found no memory to be copied into",
         ("frames", "dropped", DropReason.SOCKET_RCVBUFF.name): "datagrams found their socket's receive buffer full",
         ("counters", "pgscan_direct_throttle"): "times a direct reclaimer was throttled",
         ("counters", "oom_kill"): "tasks were killed for want of memory",

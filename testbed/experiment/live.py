@@ -56,6 +56,24 @@ def watch(plan: Plan, options: RunOptions) -> View:
     return PlainView(plan, console, title)
 
 
+class NoView:
+    """Nobody watches."""
+
+    def sample(self, sample: Sample) -> None:
+        return
+
+    def event(self, event: Event) -> None:
+        return
+
+    def __enter__(self) -> NoView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
 class PlainView:
     """One line a second for each client, and one for each event."""
 
@@ -64,6 +82,7 @@ class PlainView:
         self._console = console
         self._title = title
         self._interval = LINE_INTERVAL_S * max(1.0, len(plan.clients) / 4)
+        self._plans = {client.name: client for client in plan.clients}
         self._next: dict[str, float] = {client.name: 0.0 for client in plan.clients}
 
     def sample(self, sample: Sample) -> None:
@@ -72,7 +91,7 @@ class PlainView:
         if due is None or sample.time < due:
             return
         self._next[sample.host] = sample.time + self._interval
-        client = next(each for each in self._board.clients if each.name == sample.host)
+        client = self._board.client(self._plans[sample.host])
         self._line(self._board.since_start(sample.time), client_text(client, self._board))
 
     def event(self, event: Event) -> None:

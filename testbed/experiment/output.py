@@ -44,7 +44,7 @@ class RunDirectory:
         """
         path = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         path = path.absolute()
-        made = next((each for each in [*reversed(path.parents), path] if not each.exists()), None)
+        made = first_missing(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if taken := [name for name in (*STREAMS, RESULT) if (path / name).exists()]:
@@ -54,7 +54,7 @@ class RunDirectory:
                 self._files[stream] = (path / stream).open("xb")
         except OSError as error:
             raise CannotRun(f"cannot write to {path}: {error.strerror or error}") from None
-        self._give_away()
+        give_away(self.path, self._made)
         return self
 
     def event(self, event: Event) -> None:
@@ -82,7 +82,7 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(self.path / RESULT)
-        self._give_away()
+        give_away(self.path, self._made)
         return self.path / RESULT
 
     def discard(self) -> None:
@@ -108,7 +108,7 @@ class RunDirectory:
             self.discard()
         else:
             self._close()
-            self._give_away()
+            give_away(self.path, self._made)
 
     def _append(self, stream: str, lines: Iterable[Mapping[str, Any]]) -> None:
         file = self._files[stream]
@@ -119,18 +119,24 @@ class RunDirectory:
         for file in self._files.values():
             file.close()
 
-    def _give_away(self) -> None:
-        """Hand what this run made to the user behind sudo."""
-        try:
-            owner = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
-        except (KeyError, ValueError):
-            return
-        mine = list(self.path.iterdir())
-        if self._made is not None:
-            mine += [each for each in (self.path, *self.path.parents) if len(each.parts) >= len(self._made.parts)]
-        for path in mine:
-            with contextlib.suppress(OSError):
-                os.chown(path, *owner, follow_symlinks=False)
+
+def first_missing(path: Path) -> Path | None:
+    """The topmost directory that must be made for `path` to be there; None if it is there."""
+    return next((each for each in [*reversed(path.parents), path] if not each.exists()), None)
+
+
+def give_away(path: Path, made: Path | None) -> None:
+    """Hand what is in `path`, and the directories from `made` down to it, to the user behind sudo."""
+    try:
+        owner = int(os.environ["SUDO_UID"]), int(os.environ["SUDO_GID"])
+    except (KeyError, ValueError):
+        return
+    mine = list(path.iterdir())
+    if made is not None:
+        mine += [each for each in (path, *path.parents) if len(each.parts) >= len(made.parts)]
+    for each in mine:
+        with contextlib.suppress(OSError):
+            os.chown(each, *owner, follow_symlinks=False)
 
 
 def _plain(value: Any) -> Any:

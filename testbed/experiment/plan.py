@@ -38,10 +38,10 @@ from testbed.hosts.plan import (
     WorkloadPlan,
 )
 from testbed.mm.watermarks import PAGE_SIZE, compute
+from testbed.net.skbuff import rx_truesize
 from testbed.patches import DEFAULT_PRESET, PRESETS
 from testbed.size import format_size
 
-RECEIVE_BUFFER_BYTES = 2304
 NBD_PORT = 10809
 CANARY_PORT = 9007
 FIRST_BYSTANDER_PORT = 20000
@@ -95,6 +95,11 @@ class NeighbourPlan:
     name: str
     interface: Interface
     floods: tuple[FloodPlan, ...]
+
+    def by_start(self) -> list[tuple[Start, list[FloodPlan]]]:
+        """The floods that start at the same moment, together."""
+        starts = sorted({flood.start for flood in self.floods})
+        return [(start, [flood for flood in self.floods if flood.start == start]) for start in starts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +246,10 @@ def _client(
 ) -> ClientPlan:
     memory = _memory(client, change)
     wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
-    ring_bytes = client.ring * RECEIVE_BUFFER_BYTES
+    rules = PRESETS[change.preset].rules
+    ring_bytes = client.ring * rx_truesize(client.driver, client.mtu, rules)
     try:
-        marks = compute(memory // PAGE_SIZE, wanted)
+        marks = compute(memory // PAGE_SIZE, wanted, PRESETS[change.preset].rules, client.zones, client.nodes)
     except ValueError as error:
         raise TopologyError(f"{client.name}: {error}") from None
     if 4 * (ring_bytes + marks.high * PAGE_SIZE) > memory:
@@ -268,11 +274,14 @@ def _client(
         else size_in_bytes(client.receive_buffer, "receive_buffer"),
         send_buffer=None if client.send_buffer is None else size_in_bytes(client.send_buffer, "send_buffer"),
         workload=_workload(topology, client, change),
-        rules=PRESETS[change.preset].rules,
+        rules=rules,
         slab=change.slab or client.slab,
         driver=client.driver,
         zones=client.zones,
         nodes=client.nodes,
+        copybreak=client.copybreak,
+        gro=client.gro,
+        tap=None if client.tap is None else size_in_bytes(client.tap, "tap"),
     )
 
 
@@ -351,7 +360,7 @@ def _chain(listening: list[int], closed: Iterator[int]) -> Iterator[int]:
 
 
 def _warnings(client: ClientPlan) -> Iterator[str]:
-    ring_pages = -(-client.ring * RECEIVE_BUFFER_BYTES // PAGE_SIZE)
+    ring_pages = -(-client.ring * rx_truesize(client.driver, client.interface.mtu, client.rules) // PAGE_SIZE)
     if ring_pages > client.watermarks.throttle:
         yield (
             f"{client.name}: refilling all {client.ring} ring buffers takes {ring_pages} pages, more than the "

@@ -63,29 +63,63 @@ class Memory(msgspec.Struct):
     total: int = 0
 
 
+class Workload(msgspec.Struct):
+    """What the tasks did, in pages; `seconds` is from start to end, 0 if they did not come to an end."""
+
+    tasks: int = 0
+    finished_tasks: int = 0
+    killed_tasks: int = 0
+    pages: int = 0
+    touches: int = 0
+    checked: int = 0
+    corrupt: int = 0
+    seconds: float = 0.0
+
+
+class Witness(msgspec.Struct):
+    """How often a patch had an occasion to act, how often it was seen to act, and what that is."""
+
+    opportunity: int = 0
+    witness: int = 0
+    what: str = ""
+
+
 class ClientResult(msgspec.Struct):
-    """One client's own numbers."""
+    """One client's own numbers. `stalled_after_s` is when it last moved, from the start of the workload; None if it
+    did not stall."""
 
     name: str
     counters: dict[str, int]
     frames: Frames
     swap: Swap
     memory: Memory
+    workload: Workload = msgspec.field(default_factory=Workload)
+    witnesses: dict[str, Witness] = {}
+    stalled_after_s: float | None = None
 
 
 class Result(msgspec.Struct, kw_only=True):
-    """The whole of `result.json`. `patches` are the numbers that were on, `elapsed_s` is from start to verdict."""
+    """The whole of `result.json`. `patches` are the numbers that were on, `elapsed_s` is from start to verdict.
+
+    In a simulation (`simulated`) that is virtual time, and nothing but `wall_s`, `directory` and `environment` depends
+    on the machine; `wall_s` is how long it really took.
+    """
 
     outcome: Outcome
     checks: list[Check] = []
     patches: list[int] = []
     seed: int = 0
     elapsed_s: float = 0.0
+    wall_s: float = 0.0
+    simulated: bool = False
     counters: dict[str, int] = {}
     frames: Frames = msgspec.field(default_factory=Frames)
     swap: Swap = msgspec.field(default_factory=Swap)
     flood: FloodTotals = msgspec.field(default_factory=FloodTotals)
     memory: Memory = msgspec.field(default_factory=Memory)
+    workload: Workload = msgspec.field(default_factory=Workload)
+    witnesses: dict[str, Witness] = {}
+    stalled_after_s: float | None = None
     arguments: dict[str, Any] = {}
     clients: list[ClientResult] = []
     limits: list[str] = []
@@ -97,10 +131,10 @@ class Result(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
-def client_result(name: str, report: Mapping[str, Any]) -> ClientResult:
+def client_result(name: str, report: Mapping[str, Any], stalled_after_s: float | None = None) -> ClientResult:
     """A client's section, from its report. What the report lacks stays 0: the verdict has failed for it already."""
 
-    def section(key: str, kind: type[Any]) -> Any:
+    def section(key: str, kind: Any) -> Any:
         return msgspec.convert(dict(report.get(key) or {}), kind)
 
     return ClientResult(
@@ -109,6 +143,11 @@ def client_result(name: str, report: Mapping[str, Any]) -> ClientResult:
         frames=section("frames", Frames),
         swap=section("swap", Swap),
         memory=section("memory", Memory),
+        workload=msgspec.structs.replace(
+            section("workload", Workload), seconds=float((report.get("swap") or {}).get("seconds", 0.0))
+        ),
+        witnesses=section("witnesses", dict[str, Witness]),
+        stalled_after_s=stalled_after_s,
     )
 
 
@@ -160,6 +199,34 @@ def total_memory(clients: Iterable[ClientResult]) -> Memory:
         reserve_min_free=min(memory.reserve_min_free for memory in all_memory),
         total=sum(memory.total for memory in all_memory),
     )
+
+
+def total_workload(clients: Iterable[ClientResult]) -> Workload:
+    """The tasks of all clients together, with the longest time of any; 0 seconds if one did not come to an end."""
+    all_work = [client.workload for client in clients]
+    total = Workload()
+    for work in all_work:
+        for name in ("tasks", "finished_tasks", "killed_tasks", "pages", "touches", "checked", "corrupt"):
+            setattr(total, name, getattr(total, name) + getattr(work, name))
+    if all(work.seconds for work in all_work):
+        total.seconds = max((work.seconds for work in all_work), default=0.0)
+    return total
+
+
+def total_witnesses(clients: Iterable[ClientResult]) -> dict[str, Witness]:
+    """Occasions and acts of each patch on all clients together."""
+    total: dict[str, Witness] = {}
+    for client in clients:
+        for number, seen in client.witnesses.items():
+            both = total.setdefault(number, Witness(what=seen.what))
+            both.opportunity += seen.opportunity
+            both.witness += seen.witness
+    return total
+
+
+def first_stall(clients: Iterable[ClientResult]) -> float | None:
+    """When the first client that stalled last moved."""
+    return min((client.stalled_after_s for client in clients if client.stalled_after_s is not None), default=None)
 
 
 def encode(result: Result) -> bytes:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
+import time
+from collections.abc import Callable
 
+from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
-from testbed.experiment.evidence import RunEvidence
+from testbed.experiment.coordinator import Limits, Observer, RunRecord
+from testbed.experiment.evidence import ClientEvidence, RunEvidence
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.live import View, watch
 from testbed.experiment.output import RunDirectory
@@ -17,14 +20,19 @@ from testbed.experiment.result import (
     Result,
     add_up,
     client_result,
+    first_stall,
     total_frames,
     total_memory,
     total_swap,
+    total_witnesses,
+    total_workload,
 )
-from testbed.experiment.run import Limits, RunRecord, execute
+from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
+from testbed.experiment.version import project_version
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError
+from testbed.patches import without_base
 
 
 class Recorder:
@@ -47,14 +55,29 @@ class Recorder:
         self._view.event(event)
 
 
-def run(plan: Plan, options: RunOptions) -> Result:
-    """Run a plan and judge it. A rig that breaks down in the middle of the workload gives the outcome `error`.
+Execute = Callable[[Plan, frozenset[int], int, Limits, Observer], RunRecord]
+
+
+def run(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
+    """Run a plan and judge it; `view` watches instead of what suits the terminal.
+
+    A rig that breaks down in the middle of the workload gives the outcome `error`.
 
     Raises CannotRun or LabError, leaving nothing behind, when it does not get as far as the workload.
     """
+    return _session(plan, options, execute, view)
+
+
+def simulate(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
+    """`run` on virtual time. Raises CannotRun or LabError likewise."""
+    return _session(plan, options, simulation.execute, view)
+
+
+def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | None) -> Result:
+    started = time.monotonic()
     with RunDirectory.create(plan.name, options.out) as directory:
-        with watch(plan, options) as view:
-            recorder = Recorder(directory, view)
+        with view or watch(plan, options) as watching:
+            recorder = Recorder(directory, watching)
             try:
                 limits = Limits(options.time_limit, options.stall_limit)
                 record = execute(plan, options.patches, options.seed, limits, recorder)
@@ -66,6 +89,7 @@ def run(plan: Plan, options: RunOptions) -> Result:
             directory.ledger(client.name, (client.report or {}).get("ledger", []))
         result = compose(plan, options, record)
         result.directory = str(directory.path)
+        result.wall_s = round(time.monotonic() - started, 3)
         directory.finish(result)
     return result
 
@@ -73,7 +97,10 @@ def run(plan: Plan, options: RunOptions) -> Result:
 def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
     """The result of a run: its verdict, and its numbers added up."""
     verdict = judge(record.evidence)
-    clients = [client_result(client.name, client.report or {}) for client in record.evidence.clients]
+    clients = [
+        client_result(client.name, client.report or {}, _stalled_after(client, record.evidence))
+        for client in record.evidence.clients
+    ]
     return Result(
         outcome=verdict.outcome,
         checks=list(verdict.checks),
@@ -85,24 +112,27 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         swap=total_swap(clients),
         flood=FloodTotals(record.flood_sent, record.flood_pps),
         memory=total_memory(clients),
+        workload=total_workload(clients),
+        witnesses=total_witnesses(clients),
+        stalled_after_s=first_stall(clients),
         arguments=options.as_arguments(),
         clients=clients,
         limits=limits_reached(plan, record.evidence),
-        warnings=list(plan.warnings),
+        warnings=[*plan.warnings, *without_base(options.patches)],
         topology=plan.name,
-        version=_version(),
+        version=project_version(),
+        simulated=record.simulated,
         environment={"kernel": platform.release(), "python": platform.python_version(), "cpus": os.cpu_count() or 0},
         error=record.evidence.error,
     )
 
 
+def _stalled_after(client: ClientEvidence, run: RunEvidence) -> float | None:
+    if client.stall is None or run.workload_started is None:
+        return None
+    return round(max(0.0, client.stall.last_moved.time - run.workload_started), 3)
+
+
 def _broken(error: str, options: RunOptions) -> RunRecord:
     evidence = RunEvidence([], options.patches, options.stall_limit, options.time_limit, error=error)
     return RunRecord(evidence, 0, 0.0, 0.0)
-
-
-def _version() -> str:
-    try:
-        return version("swap-testbed")
-    except PackageNotFoundError:
-        return "not installed"

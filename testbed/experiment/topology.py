@@ -11,17 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn, TypeVar
 
-from testbed.hosts.plan import Driver, Reader, SlabAllocator, ZoneLayout
+from testbed.hosts.plan import Reader, SlabAllocator, ZoneLayout
+from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
+from testbed.net.skbuff import Driver
 from testbed.size import parse_size
 
 Size = int | str
 Start = Literal["swapping", "workload"]
 
 READERS = ("prompt", "faulting", "never")
-SLAB_ALLOCATORS = ("slub",)
-DRIVERS = ("linear",)
-ZONE_LAYOUTS = ("normal",)
-MOST_NODES = 1
+SLAB_ALLOCATORS = ("slub", "slab")
+DRIVERS = ("linear", "frag", "page")
+ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload")
 SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
@@ -29,6 +30,8 @@ SMALLEST_FRAME = 64
 MOST_PPS = 10_000_000
 LARGEST_MTU = 3600
 """The emulated NIC receives into one linear buffer, and a slab of this model is one page."""
+LARGEST_COPYBREAK = 1024
+"""Copying longer frames saves no memory."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 
 
@@ -118,8 +121,11 @@ class SwapClient:
     `min_free_kbytes` is in KiB, None being the kernel's own choice for that much memory; `ring` is the number of
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
     `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
-    three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` how the NIC's buffers are made,
-    `zones` how memory is divided into zones, and `nodes` into how many NUMA nodes.
+    three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` what the NIC receives into: one
+    "linear" buffer, a page fragment ("frag") or a whole "page". Frames of up to `copybreak` bytes are copied into a
+    small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
+    With `gro` the segments of a GSO frame, which the NIC receives into a buffer each, go up the stack as one.
+    `zones` is how memory is divided into zones, and `nodes` into how many NUMA nodes.
     """
 
     name: str
@@ -136,13 +142,16 @@ class SwapClient:
     driver: Driver = "linear"
     zones: ZoneLayout = "normal"
     nodes: int = 1
+    copybreak: int = 0
+    tap: Size | None = None
+    gro: bool = False
 
     def __post_init__(self) -> None:
         _check_name("client", self.name)
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
         _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)
-        _check_number(self.nodes, f"{self.name}: nodes", 1, MOST_NODES)
+        _check_number(self.nodes, f"{self.name}: nodes", 1, MAX_NUMNODES)
         if not isinstance(self.swap, NbdServer):
             raise TopologyError(f"{self.name}: swap must be an NbdServer, not {self.swap!r}")
         size_in_bytes(self.memory, f"{self.name}: memory")
@@ -152,6 +161,8 @@ class SwapClient:
         _check_number(self.mtu, f"{self.name}: mtu", 576, LARGEST_MTU)
         _check_size(self.receive_buffer, f"{self.name}: receive_buffer")
         _check_size(self.send_buffer, f"{self.name}: send_buffer")
+        _check_size(self.tap, f"{self.name}: tap")
+        _check_number(self.copybreak, f"{self.name}: copybreak", 0, LARGEST_COPYBREAK)
         for bystander in self.bystanders:
             if not isinstance(bystander, Bystander):
                 raise TopologyError(f"{self.name}: bystanders must be Bystander objects, not {bystander!r}")

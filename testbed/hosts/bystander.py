@@ -23,16 +23,13 @@ PAGES_PER_READ = 4
 
 
 class Bystander:
-    """One UDP socket bound to `port` on the host's address; make it inside the host's namespace."""
+    """One UDP socket bound to `port`: the model's, limited to `rcvbuf` bytes, and the `real` one beside it."""
 
-    def __init__(self, name: str, address: str, port: int, rcvbuf: int) -> None:
+    def __init__(self, name: str, port: int, rcvbuf: int, real: socket.socket) -> None:
         self.sk = Sock(name, rcvbuf)
         self.port = port
         self.received = 0
-        self.real = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.real.setblocking(False)
-        enlarge(self.real, socket.SO_RCVBUF, REAL_BUFFER_FACTOR * rcvbuf)
-        self.real.bind((address, port))
+        self.real = real
 
     def read(self, device: NetDevice, most: int = DATAGRAMS_AT_ONCE) -> int:
         """Read up to `most` datagrams from the real socket, and free their skbs in the model."""
@@ -80,6 +77,15 @@ class Bystander:
             pass
         device.read_datagrams(self.sk, len(self.sk.receive_queue))
         self.real.close()
+
+
+def udp_socket(address: str, port: int, rcvbuf: int) -> socket.socket:
+    """A real UDP socket in this namespace, that never blocks and has room to spare."""
+    real = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    real.setblocking(False)
+    enlarge(real, socket.SO_RCVBUF, REAL_BUFFER_FACTOR * rcvbuf)
+    real.bind((address, port))
+    return real
 
 
 def working_set(owner: Task) -> Vma:

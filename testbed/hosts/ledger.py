@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from testbed.mm.zone import Zone
+from testbed.mm.page_freelist import PageFreelists
 from testbed.net.dev import Tally
 from testbed.net.drop_reason import SITES, DropReason
 
@@ -18,15 +18,15 @@ Key = tuple[int, str, bool]
 class Ledger:
     """Counts frames by (DropReason, socket, lies in reserve memory)."""
 
-    def __init__(self, zone: Zone) -> None:
-        self._zone = zone
+    def __init__(self, memory: PageFreelists) -> None:
+        self._memory = memory
         self.totals: Tally = {}
         self.rows: list[dict[str, Any]] = []
         self._open: dict[Key, list[int]] = {}
 
     def tally(self, counts: Tally) -> None:
         """Enter the frames of one poll."""
-        free = len(self._zone.free)
+        free = self._memory.nr_free_pages
         totals, interval = self.totals, self._open
         for key, count in counts.items():
             totals[key] = totals.get(key, 0) + count

@@ -1,22 +1,20 @@
 """The block device under the swap area, after drivers/block/nbd.c: a request queue, `nbd_thread` that sends, and the
 receive loop that completes.
 
-The queue merges neighbouring slots into requests of up to 255 sectors and has 128 requests for each direction; who
-finds none waits. `nbd_thread` must find memory for what it sends. Patch 14 lets it use the reserve while it does, and
-makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like anybody else.
+The queue merges neighbouring slots into requests of limited size and number; who finds none waits. `nbd_thread` must
+find memory for what it sends. Patch 14 lets it use the reserve while it does, and makes its socket SOCK_MEMALLOC;
+without it the thread asks with GFP_NOIO like anybody else.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
-import struct
-import termios
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from testbed.hosts.request_list import RequestList
 from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.page import Page
 from testbed.mm.page_io import SwapIO
@@ -30,11 +28,8 @@ from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
 
-BLKDEV_MAX_RQ = 128
-SAFE_MAX_PAGES = 255 * 512 // PAGE_SIZE
 NBD_REQUEST_SIZE = 28
 EIO = 5
-ACK_POLL_S = 0.002
 
 
 @dataclass(slots=True)
@@ -60,14 +55,14 @@ class NbdDevice:
         self.pf_memalloc_sends = 0
         self.ordinary_sends = 0
         self.failed: str | None = None
-        self._allocated = {True: 0, False: 0}
-        self._get_request_wait = {True: WaitQueue(), False: WaitQueue()}
+        rules = switches.rules
+        self._request_list = RequestList(rules.nr_requests, shared=rules.shared_tags)
+        self._max_pages = int(rules.max_sectors_kb * 1024) // PAGE_SIZE
         self._waiting_wq = WaitQueue()
         self._writable = WaitQueue()
         self._handle = 0
         self._waiting_since: float | None = None
         self._closed = False
-        self._ack_timer: asyncio.TimerHandle | None = None
 
     def attach(
         self,
@@ -80,6 +75,7 @@ class NbdDevice:
         """`nbd_do_it`: take over a connection in its transmission phase and start to receive from it."""
         self.client = client
         self.swap_io = swap_io
+        self._request_list.bdi = swap_io.bdi
         self.receive_queue = receive_queue
         self.send_queue = send_queue
         self._read_before = client.bytes_received
@@ -100,11 +96,11 @@ class NbdDevice:
         await self._submit(False, pages, nice)
 
     async def _submit(self, write: bool, pages: Sequence[Page], nice: int) -> None:
-        runs = deque(merge(pages))
+        runs = deque(merge(pages, self._max_pages))
         if self.queue and runs and not self._closed:
             self._attempt_back_merge(self.queue[-1], write, runs)
         try:
-            while runs and await self._get_request(write, nice):
+            while runs and await self._request_list.get_request(write, nice):
                 self._make_request(write, runs.popleft())
         finally:
             for run in runs:
@@ -115,20 +111,13 @@ class NbdDevice:
         run = runs[0]
         if last.write != write or run[0].swap_entry != last.entry + len(last.pages):
             return
-        room = SAFE_MAX_PAGES - len(last.pages)
+        room = self._max_pages - len(last.pages)
         last.pages += run[:room]
         del run[:room]
         if not run:
             runs.popleft()
 
-    async def _get_request(self, write: bool, nice: int) -> bool:
-        """Wait for a free request; False when the device is closed."""
-        while self._allocated[write] >= BLKDEV_MAX_RQ and not self._closed:
-            await self._get_request_wait[write].wait(nice=nice)
-        return not self._closed
-
     def _make_request(self, write: bool, run: list[Page]) -> None:
-        self._allocated[write] += 1
         if write:
             self.on_first_write()
             self.on_first_write = _nothing
@@ -201,32 +190,20 @@ class NbdDevice:
             self._complete(self.in_flight.pop(handle), error_number)
 
     def tcp_ack(self) -> None:
-        """The real TCP may have taken in acknowledgements: free the send memory they cover (SIOCOUTQ), and send what
-        the real socket had no room for.
-
-        It may also take them in a little later, on a busy machine; so long as something is unacknowledged, look again.
+        """TCP may have taken in acknowledgements: free the send memory they cover, and send what the socket had no room
+        for before.
         """
         if self.client.bytes_sent < self.send_queue.write_seq:
             self._push()
-        if self._closed:
-            return
-        unacked = struct.unpack("i", fcntl.ioctl(self.client.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-        self.send_queue.tcp_clean_rtx_queue(self.client.bytes_sent - unacked)
-        if self.send_queue.wmem_queued and self._ack_timer is None:
-            self._ack_timer = asyncio.get_running_loop().call_later(ACK_POLL_S, self._look_again)
-
-    def _look_again(self) -> None:
-        self._ack_timer = None
-        self.tcp_ack()
+        if not self._closed:
+            self.send_queue.tcp_clean_rtx_queue(self.client.bytes_sent - self.client.unacknowledged())
 
     def _complete(self, request: Request, error: int) -> None:
         now = asyncio.get_running_loop().time()
         self._note_gap(now)
-        self._allocated[request.write] -= 1
-        busy = self._allocated[True] or self._allocated[False]
-        self._waiting_since = now if busy else None
+        self._waiting_since = None if self.idle else now
         self._end(request, error)
-        self._get_request_wait[request.write].wake(1)
+        self._request_list.freed_request(request.write)
 
     def _end(self, request: Request, error: int) -> None:
         if request.write:
@@ -261,8 +238,6 @@ class NbdDevice:
         if self._closed:
             return
         self._closed = True
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
         loop = asyncio.get_running_loop()
         self._note_gap(loop.time())
         loop.remove_reader(self.client.fileno())
@@ -272,16 +247,15 @@ class NbdDevice:
         for request in requests:
             self._end(request, EIO)
         self.receive_queue.purge()
-        for waiters in self._get_request_wait.values():
-            waiters.wake_all()
+        self._request_list.close()
 
 
-def merge(pages: Sequence[Page]) -> list[list[Page]]:
-    """Runs of pages with neighbouring slots, each at most one request long, in the order of their slots."""
+def merge(pages: Sequence[Page], max_pages: int) -> list[list[Page]]:
+    """Runs of pages with neighbouring slots, each at most `max_pages` long, in the order of their slots."""
     runs: list[list[Page]] = []
     last = -2
     for page in sorted(pages, key=lambda page: page.swap_entry):
-        if page.swap_entry != last + 1 or len(runs[-1]) == SAFE_MAX_PAGES:
+        if page.swap_entry != last + 1 or len(runs[-1]) == max_pages:
             runs.append([])
         runs[-1].append(page)
         last = page.swap_entry

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from testbed.hosts.classifier import FEW, IPPROTO_TCP, Classifier, column
+from testbed.hosts.control_packets import transmit_control
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.segment import kept_segments
 from testbed.lab.link import interface_statistics
@@ -22,7 +23,6 @@ from testbed.lab.packet_sender import PacketSender
 from testbed.net.dev import DELIVERED, ETH_P_IP, NetDevice, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
-from testbed.net.tcp_output import send_control_packets
 
 NETDEV_BUDGET = 1024
 """Frames taken from a ring before other work gets its turn (the kernel's net.core.netdev_budget is 300).
@@ -86,6 +86,8 @@ class Nic:
         if block is None:
             return
         batch, others = self.classifier.classify(block)
+        if self.device.copybreak:
+            batch.lengths = block.lengths.tolist()
         self.wire_frames += block.count
         if others is None:
             self._receive(block, batch, None)
@@ -148,19 +150,9 @@ class Nic:
         return kinds
 
     def _control_packets(self, kinds: list[int], kind: int, sk: Sock | None) -> bool:
-        """Do the frames of a kind find memory? An ACK for data in reserve memory is sent with PF_MEMALLOC."""
+        """Do the frames of a kind find memory?"""
         count = kinds.count(kind)
-        if not count:
-            return True
-        device = self.device
-        device.softirq.pf_memalloc = (
-            sk is not None and device.last_pfmemalloc and device.switches.receive_pf_memalloc
-        )
-        sent = send_control_packets(count, sk, device.skb_memory, device.socket_memory, device.softirq)
-        device.softirq.pf_memalloc = False
-        if not sent:
-            device.netstat.tx_skb_alloc_failed += count
-        return sent > 0
+        return not count or transmit_control(self.device, count, sk)
 
     def wire_rx_packets(self) -> int:
         """Packets that the kernel itself has counted on the wire's veth since the ring was opened."""
@@ -193,7 +185,7 @@ def _without(batch: RxBatch, others: npt.NDArray[np.bool_]) -> RxBatch:
     """The batch less the frames for other hosts, which a NIC's address filter never lets in."""
     mine = np.flatnonzero(~others)
     rest = RxBatch.of_kinds(batch.codes[mine], batch.kinds)
-    for name in ("segments", "end_seq", "gso_size"):
+    for name in ("segments", "end_seq", "gso_size", "lengths"):
         column = getattr(batch, name)
         if column is not None:
             setattr(rest, name, [column[index] for index in mine.tolist()])

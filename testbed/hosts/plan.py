@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from testbed.mm.watermarks import Watermarks
+from testbed.mm.watermarks import PAGE_SHIFT, Watermarks
+from testbed.mm.zone_layout import lowmem_reserve, zone_spans
+from testbed.net.skbuff import Driver
 from testbed.rules import V9, Rules
 
 Reader = Literal["prompt", "faulting", "never"]
 SlabAllocator = Literal["slub", "slab"]
-Driver = Literal["linear", "frag", "page"]
 ZoneLayout = Literal["normal", "x86_64", "i386"]
 
 
@@ -81,7 +82,9 @@ class WorkloadPlan:
 class ClientPlan:
     """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
-    The last five say which kernel it runs, with which slab allocator and NIC driver, and how its memory is laid out.
+    From `rules` on it is said which kernel it runs, with which slab allocator and NIC driver, how its memory is laid
+    out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
+    segments of a GSO frame are merged again.
     """
 
     name: str
@@ -102,3 +105,12 @@ class ClientPlan:
     driver: Driver = "linear"
     zones: ZoneLayout = "normal"
     nodes: int = 1
+    copybreak: int = 0
+    tap: int | None = None
+    gro: bool = False
+
+    @property
+    def scarce(self) -> int:
+        """Free pages above which no request waits: low, and what low zones keep from requests for higher ones."""
+        spans = zone_spans(self.memory >> PAGE_SHIFT, self.zones, self.nodes)
+        return self.watermarks.low + sum(max(lowmem_reserve(span, spans)) for span in spans)

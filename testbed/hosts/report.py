@@ -10,13 +10,13 @@ from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.drop_reason import DropReason
 
 if TYPE_CHECKING:
-    from testbed.hosts.swap_client import SwapClient
+    from testbed.hosts.emulated_client import EmulatedClient
 
 UNRELATED_ENDS = (DropReason.DELIVERED, DropReason.PFMEMALLOC, DropReason.SOCKET_RCVBUFF)
 
 
 def client_report(
-    client: SwapClient, counters: Mapping[str, int], memory: Mapping[str, int], interfaces: Mapping[str, int]
+    client: EmulatedClient, counters: Mapping[str, int], memory: Mapping[str, int], interfaces: Mapping[str, int]
 ) -> dict[str, Any]:
     """The report; what is passed in was read before everything was given back."""
     progress = client.progress
@@ -47,11 +47,11 @@ def client_report(
             counters, client.netstat, (client.device.pf_memalloc_sends, client.device.ordinary_sends)
         ),
         "ledger": client.ledger.take_rows(),
-        "device": {"failed": client.device.failed, "tx_dropped": client.nic.to_host.tx_dropped},
+        "device": {"failed": client.device.failed, "tx_dropped": client.edge.tx_dropped},
     }
 
 
-def _frames(client: SwapClient) -> dict[str, Any]:
+def _frames(client: EmulatedClient) -> dict[str, Any]:
     ledger = client.ledger
     names = [bystander.sk.name for bystander in client.sockets]
     unrelated = {
@@ -59,7 +59,7 @@ def _frames(client: SwapClient) -> dict[str, Any]:
         for reason in UNRELATED_ENDS
     }
     return {
-        "received": client.nic.wire_segments,
+        "received": client.edge.received,
         "delivered": ledger.count(reason=DropReason.DELIVERED),
         "dropped": ledger.dropped(),
         "pending": 0,
@@ -70,7 +70,7 @@ def _frames(client: SwapClient) -> dict[str, Any]:
     }
 
 
-def _swap(client: SwapClient, counters: Mapping[str, int]) -> dict[str, Any]:
+def _swap(client: EmulatedClient, counters: Mapping[str, int]) -> dict[str, Any]:
     pages_in, pages_out = counters["pswpin"], counters["pswpout"]
     started, ended = client.workload_started, client.workload_ended
     seconds = ended - started if started is not None and ended is not None else 0.0

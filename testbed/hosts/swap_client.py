@@ -1,65 +1,42 @@
-"""The emulated swap client: one process that binds the models of memory and network to real frames and sockets.
+"""The emulated swap client on a real network: one process that binds the models to real frames and real sockets.
 
 It starts in the namespace of its NIC, where both veths end, opens the packet rings there, and then moves to its own
-namespace, where its sockets are. Everything runs in one event loop, so the models need no locks.
+namespace, where its sockets are.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import mmap
 import socket
 import struct
 import time
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 from multiprocess.connection import Connection
 
-from testbed.hosts.bystander import Bystander, working_set
+from testbed.hosts.bystander import udp_socket
 from testbed.hosts.classifier import Classifier
-from testbed.hosts.ledger import Ledger
-from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
-from testbed.hosts.nbd_device import NbdDevice
+from testbed.hosts.emulated_client import EmulatedClient
+from testbed.hosts.messages import Shutdown
 from testbed.hosts.nic import Nic
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.real_buffer import enlarge
-from testbed.hosts.report import client_report
-from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
-from testbed.mm.node import Node
-from testbed.mm.sched import Task
-from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient, open_connection
 from testbed.nbd.errors import NbdError
-from testbed.nbd.swap_header import swap_header
-from testbed.net.dev import NetDevice
-from testbed.net.skbuff import SkbMemory
-from testbed.net.snmp import NetStat
-from testbed.net.sock import Sock, SocketMemory
-from testbed.net.tcp_input import TcpReceiveQueue
-from testbed.net.tcp_output import TcpSendQueue
-from testbed.patches import Switches
 
 WIRE, INNER, HOST_INTERFACE = "wire0", "inner0", "eth0"
-SAMPLE_INTERVAL = 0.1
 GC_THRESHOLDS = (50_000, 20, 100)
 """Pages and slabs make no cycles: the collector would walk hundreds of thousands of them for nothing."""
 CONNECT_TIMEOUT = 10.0
-SETTLE_TIMEOUT = 5.0
+DRAIN_TIMEOUT = 5.0
+ACK_POLL_S = 0.002
 REAL_SEND_BUFFER = 4 << 20
 """More than the model ever lets be queued, bytes."""
-CANARY_RCVBUF = 212992
-PAGE_CACHE_SHARE = 16
-"""One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
 TCP_INFO_BYTES_RECEIVED = 128
-TCP_MEM_SHARE = 7
-TCP_BUFFER_CEILING = 4 << 20
-LEAST_SEND_BUFFER = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,116 +54,79 @@ def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
     nic = Nic(WIRE, INNER, gso=spec.plan.gso)
     spec.host.join()
     try:
-        client = SwapClient(channel, spec, nic)
+        client = EmulatedClient(spec.plan, spec.patches, spec.seed, RealEdge(nic), channel.send)
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        asyncio.run(client.run())
+        asyncio.run(_run(client, channel))
     finally:
         nic.close()
 
 
-def tcp_receive_limit(managed_pages: int) -> int:
-    """The most a TCP socket may buffer on a machine of this size, bytes (tcp_init: 1/128 of memory, at most 4 MiB)."""
-    return min(TCP_BUFFER_CEILING, managed_pages * PAGE_SIZE >> TCP_MEM_SHARE)
+async def _run(client: EmulatedClient, channel: Connection) -> None:
+    asyncio.get_running_loop().add_reader(channel.fileno(), _obey, client, channel)
+    await client.run()
 
 
-def tcp_send_limit(managed_pages: int) -> int:
-    """What SO_SNDBUF is tuned to for a short path, bytes: a quarter of what the machine would allow a long one, or a
-    few segments of 64 KiB.
-
-    From 64 MiB of memory on it fits, with the ring's buffers, into the half of the reserve that throttling keeps.
-    """
-    return max(LEAST_SEND_BUFFER, tcp_receive_limit(managed_pages) // 4)
+def _obey(client: EmulatedClient, channel: Connection) -> None:
+    try:
+        client.obey(channel.recv())
+    except EOFError:
+        client.obey(Shutdown())
 
 
-class SwapClient:
-    """Builds the models from the plan and runs them until it is told to shut down."""
+class RealEdge:
+    """The `Edge` of a host with a NIC of packet rings and the kernel's own sockets; make it in the host's namespace."""
 
-    def __init__(self, channel: Connection, spec: SwapClientSpec, nic: Nic) -> None:
-        plan = spec.plan
-        self.channel = channel
-        self.plan = plan
-        self.patches = spec.patches
-        self.seed = spec.seed
+    def __init__(self, nic: Nic) -> None:
         self.nic = nic
-        self.namespace = NetworkNamespace.current()
-        self._inner_before = interface_statistics(self.namespace, HOST_INTERFACE)["rx_packets"]
-        self.switches = Switches.of(spec.patches, plan.rules)
-        self.ram = mmap.mmap(-1, plan.memory)
-        self.device = NbdDevice(self.switches)
-        self.node = Node(
-            memoryview(self.ram),
-            self.device,
-            plan.swap.bytes // PAGE_SIZE,
-            self.switches,
-            min_free_kbytes=plan.min_free_kbytes,
-            page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
-        )
-        self.netstat = NetStat()
-        self.socket_memory = SocketMemory(self.switches, self.netstat)
-        self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
-        managed = self.node.zone.managed
-        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
-        self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
-        self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
-        self.ledger = Ledger(self.node.zone)
-        self.netdev = NetDevice(self.skb_memory, self.socket_memory, self.netstat, plan.ring, self.ledger.tally)
-        self.bystanders = self._bystanders()
-        self.canary = Bystander("canary", plan.interface.address, plan.canary_port, CANARY_RCVBUF)
-        self.progress = Progress()
-        self.tasks: list[asyncio.Task[None]] = []
-        self.kernel_threads: list[asyncio.Task[None]] = []
-        self.stopping = asyncio.Event()
-        self.workload_started: float | None = None
-        self.workload_ended: float | None = None
-        self.nr_tasks = 0
-
-    def _bystanders(self) -> list[Bystander]:
-        address = self.plan.interface.address
-        return [
-            Bystander(f"{bystander.reader}:{bystander.port}", address, bystander.port, bystander.buffer)
-            for bystander in self.plan.bystanders
-        ]
+        self._namespace = NetworkNamespace.current()
+        self._inner_before = self._inner_packets()
+        self._ack_timer: asyncio.TimerHandle | None = None
 
     @property
-    def sockets(self) -> list[Bystander]:
-        """All unrelated sockets, the canary's included."""
-        return [self.canary, *self.bystanders]
+    def received(self) -> int:
+        """Frames from the wire, a GSO frame being its segments."""
+        return self.nic.wire_segments
 
-    async def run(self) -> None:
-        """Connect, make the swap area, report, obey, account."""
-        client = await self._start()
-        asyncio.get_running_loop().add_reader(self.channel.fileno(), self._obey)
-        self.channel.send(Ready(self.plan.name, {"swap_bytes": client.export_size}))
-        sampler = asyncio.create_task(self._sample())
-        await self.stopping.wait()
-        sampler.cancel()
-        await self._stop(client)
+    @property
+    def lost(self) -> int:
+        """Frames that the packet ring had no room for."""
+        return self.nic.wire_ring.statistics()[1]
 
-    async def _start(self) -> NbdClient:
-        swap = self.plan.swap
-        classifier = Classifier(
-            self.plan.interface.mac,
-            (swap.address, swap.port),
-            self.receive_queue,
-            {bystander.port: bystander.sk for bystander in self.sockets},
-            gso=self.plan.gso,
+    @property
+    def tx_dropped(self) -> int:
+        """Frames that the host's own veth refused."""
+        return self.nic.to_host.tx_dropped
+
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+        """A real UDP socket."""
+        return udp_socket(address, port, rcvbuf)
+
+    def attach(self, client: EmulatedClient) -> None:
+        """Let the rings' frames into the model."""
+        self._client = client
+        plan = client.plan
+        self._classifier = Classifier(
+            plan.interface.mac,
+            (plan.swap.address, plan.swap.port),
+            client.receive_queue,
+            {bystander.port: bystander.sk for bystander in client.sockets},
+            gso=plan.gso,
         )
-        self.netdev.alloc_rx_buffers()
-        self.nic.attach(self.netdev, classifier, self.ledger, self.swap_sk, swap.port)
+        self.nic.attach(client.netdev, self._classifier, client.ledger, client.swap_sk, plan.swap.port)
+
+    async def connect(self) -> NbdClient:
+        """Connect and shake hands. Raises LabError."""
+        swap = self._client.plan.swap
         try:
-            client = await asyncio.to_thread(self._connect)
+            return await asyncio.to_thread(self._connect)
         except (OSError, NbdError) as error:
             raise LabError(f"no swap area at {swap.address} port {swap.port}: {error}") from error
-        self._mkswap_check(client)
-        await self._mkswap(client)
-        self._swapon(client, classifier)
-        return client
 
     def _connect(self) -> NbdClient:
-        swap = self.plan.swap
+        swap = self._client.plan.swap
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, int(self.swap_sk.rcvbuf * 0.3))
+        real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._client.receive_window)
         enlarge(real, socket.SO_SNDBUF, REAL_SEND_BUFFER)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         real.settimeout(CONNECT_TIMEOUT)
@@ -197,167 +137,51 @@ class SwapClient:
             real.close()
             raise
 
-    def _mkswap_check(self, client: NbdClient) -> None:
-        if client.export_size < self.plan.swap.bytes:
-            raise LabError(
-                f"the server's export has {client.export_size} bytes, the swap area needs {self.plan.swap.bytes}"
-            )
+    def swapon(self, nbd: NbdClient) -> None:
+        """Read from the kernel how far the stream has come, and pass on its acknowledgements."""
+        info = nbd.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+        self._client.receive_queue.copied_seq = struct.unpack_from("=Q", info, TCP_INFO_BYTES_RECEIVED)[0]
+        self._classifier.attached = True
+        self.nic.on_swap_frames = self._tcp_ack
 
-    async def _mkswap(self, client: NbdClient) -> None:
-        """Write the header of a swap area to the export's first page, as mkswap does."""
-        header = swap_header(self.plan.swap.bytes // PAGE_SIZE, None)
-        client.write(0, 0, [memoryview(header)])
-        deadline = time.monotonic() + CONNECT_TIMEOUT
-        while client.in_flight:
-            client.send_pending()
-            if any(error for _, error in client.receive()):
-                raise LabError("the server would not take the header of the swap area: is it read-only?")
-            if time.monotonic() > deadline:
-                raise LabError(f"the server did not store the swap header within {CONNECT_TIMEOUT:g} s")
-            await asyncio.sleep(0.002)
+    def _tcp_ack(self) -> None:
+        """Frames of the connection came, so that TCP may have taken in acknowledgements.
 
-    def _swapon(self, client: NbdClient, classifier: Classifier) -> None:
-        info = client.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        self.receive_queue.copied_seq = struct.unpack_from("=Q", info, TCP_INFO_BYTES_RECEIVED)[0]
-        classifier.attached = True
-        self.device.attach(client, self.node.swap_io, self.receive_queue, self.send_queue, self.socket_memory)
-        self.nic.on_swap_frames = self.device.tcp_ack
-        self.device.on_first_write = lambda: self._event("swapping", {})
-        self.kernel_threads = [
-            asyncio.create_task(self.node.kswapd.run()),
-            asyncio.create_task(self.device.nbd_thread()),
-        ]
-        self.canary.read_promptly(self.netdev)
-        for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
-            if plan.reader == "prompt":
-                bystander.read_promptly(self.netdev)
-            elif plan.reader == "faulting":
-                owner = Task(f"reader{plan.port}")
-                self._spawn(bystander.read_after_faulting(self.netdev, self.node.memory, working_set(owner)))
+        It may also take them in a little later, on a busy machine; so long as something is unacknowledged, look again.
+        """
+        client = self._client
+        client.device.tcp_ack()
+        if client.send_queue.wmem_queued and self._ack_timer is None:
+            self._ack_timer = asyncio.get_running_loop().call_later(ACK_POLL_S, self._look_again)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self.tasks.append(asyncio.create_task(work))
+    def _look_again(self) -> None:
+        self._ack_timer = None
+        self._tcp_ack()
 
-    def _obey(self) -> None:
-        try:
-            command = self.channel.recv()
-        except EOFError:
-            self.stopping.set()
-            return
-        if isinstance(command, StartWorkload):
-            self._start_workload()
-        elif isinstance(command, Shutdown):
-            self.stopping.set()
-
-    def _start_workload(self) -> None:
-        workload = self.plan.workload
-        self.nr_tasks = workload.processes
-        self.workload_started = time.monotonic()
-        surroundings = Surroundings(self.node.memory, self.ram, self.seed, self.progress, self._event)
-        share = max(1, TOUCHES_PER_ROUND // workload.processes)
-        for number in range(workload.processes):
-            pages = workload.pages // workload.processes + (number < workload.pages % workload.processes)
-            touch = LinearTouch(number, pages, workload.passes, share, surroundings)
-            self.node.oom_killer.tasks.add(touch.task)
-            self._spawn(self._run_task(touch))
-
-    async def _run_task(self, touch: LinearTouch) -> None:
-        await touch.run()
-        self.node.oom_killer.tasks.discard(touch.task)
-        if self.progress.finished_tasks + self.progress.killed_tasks == self.nr_tasks:
-            self.workload_ended = time.monotonic()
-            self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
-
-    def _event(self, name: str, fields: dict[str, Any]) -> None:
-        self.channel.send(Event(self.plan.name, time.monotonic(), name, fields))
-
-    async def _sample(self) -> None:
-        while True:
-            self._send_sample()
-            await asyncio.sleep(SAMPLE_INTERVAL)
-
-    def _send_sample(self) -> None:
-        now = time.monotonic()
-        self.ledger.close_interval(now)
-        self.channel.send(Sample(self.plan.name, now, self.counters()))
-
-    def counters(self) -> dict[str, int]:
-        """Every counter and gauge of this host."""
-        progress = self.progress
-        return {
-            **self.node.counters(),
-            **self.netstat.snapshot(),
-            "swap_completions": self.node.swap_io.completions,
-            "rx_refill_fail": self.netstat.alloc_rx_buff_failed,
-            "rx_ring_filled": len(self.netdev.ring),
-            "tasks_waiting": progress.waiting,
-            "touches": progress.touches,
-            "finished_tasks": progress.finished_tasks,
-            "killed_tasks": progress.killed_tasks,
-            "corrupt": progress.corrupt,
-            "sk_wmem_queued": self.send_queue.wmem_queued,
-            "sk_rmem_alloc": self.swap_sk.rmem_alloc,
-            "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
-            "canary_received": self.canary.received,
-            "swap_used": self.node.swap.inuse_pages,
-            "swap_write_errors": self.node.swap_io.write_errors,
-            "swap_read_errors": self.node.swap_io.read_errors,
-            "tp_drops": self.nic.wire_ring.statistics()[1],
-        }
-
-    async def _stop(self, client: NbdClient) -> None:
-        """End the tasks, then the kernel threads, and give every page back."""
-        memory = self._gauges()
-        for task in self.tasks:
-            task.cancel()
-        deadline = time.monotonic() + SETTLE_TIMEOUT
-        while not self.device.idle and self.workload_ended is not None and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        await self._drain_wire()
-        counters = self.counters()
-        interfaces = self._interfaces()
-        self.device.disconnect()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for thread in self.kernel_threads:
-            thread.cancel()
-        await asyncio.gather(*self.kernel_threads, return_exceptions=True)
-        self.nic.detach()
-        for bystander in self.sockets:
-            bystander.drain(self.netdev)
-        self.receive_queue.purge()
-        self.send_queue.purge()
-        self.netdev.close()
-        self.node.drop_caches()
-        client.close()
-        self.ledger.close_interval(time.monotonic())
-        self.channel.send(Finished(self.plan.name, client_report(self, counters, memory, interfaces)))
-
-    async def _drain_wire(self) -> None:
+    async def drain(self) -> None:
         """Take the last frames, until the kernel's own count of them agrees or there is no hope that it will."""
-        deadline = time.monotonic() + SETTLE_TIMEOUT
+        deadline = time.monotonic() + DRAIN_TIMEOUT
         while time.monotonic() < deadline:
             self.nic.receive()
-            taken = self.nic.wire_frames + self.nic.wire_ring.statistics()[1]
-            if self.nic.wire_rx_packets() == taken:
+            if self.nic.wire_rx_packets() == self.nic.wire_frames + self.lost:
                 return
             await asyncio.sleep(0.01)
 
-    def _interfaces(self) -> dict[str, int]:
+    def interfaces(self) -> dict[str, int]:
         """Packets as the kernel counts them on both sides of the model, and as the model does."""
         return {
             "wire_rx_packets": self.nic.wire_rx_packets(),
             "wire_received": self.nic.wire_frames,
-            "tp_drops": self.nic.wire_ring.statistics()[1],
-            "inner_rx_packets": interface_statistics(self.namespace, HOST_INTERFACE)["rx_packets"] - self._inner_before,
+            "tp_drops": self.lost,
+            "inner_rx_packets": self._inner_packets() - self._inner_before,
             "inner_delivered": self.nic.host_frames,
         }
 
-    def _gauges(self) -> dict[str, int]:
-        marks = self.node.zone.watermarks
-        return {
-            "total": self.node.zone.managed,
-            "min": marks.min,
-            "low": marks.low,
-            "high": marks.high,
-            "reserve_min_free": self.node.zone.nr_free_min,
-        }
+    def _inner_packets(self) -> int:
+        return interface_statistics(self._namespace, HOST_INTERFACE)["rx_packets"]
+
+    def detach(self) -> None:
+        """Take no more frames."""
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+        self.nic.detach()

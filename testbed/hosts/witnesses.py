@@ -52,10 +52,25 @@ def witnesses(counters: Mapping[str, int], netstat: NetStat, nbd_sends: tuple[in
             netstat.rx_skb_pfmemalloc,
             "receive buffers taken from the reserve",
         ),
+        10: (
+            netstat.skb_frag_pfmemalloc + netstat.skb_frag_unmarked,
+            netstat.skb_frag_pfmemalloc,
+            "skbs marked for a fragment in the reserve",
+        ),
+        11: (
+            netstat.netdev_page_pfmemalloc + netstat.netdev_page_reserve_refused,
+            netstat.netdev_page_pfmemalloc,
+            "pages of the reserve that the driver received into",
+        ),
         12: (
             netstat.receive_pf_memalloc + netstat.receive_pf_memalloc_skipped,
             netstat.receive_pf_memalloc,
             "skbs processed with PF_MEMALLOC",
+        ),
+        13: (
+            c["slab_inlined"] + c["slab_not_inlined"],
+            c["slab_inlined"],
+            "SLAB objects moved without a look at their tags while there was no SOCK_MEMALLOC socket",
         ),
         14: (with_memalloc + without_memalloc, with_memalloc, "requests that nbd_thread sent with PF_MEMALLOC"),
         15: (c["throttle_low_reserve"], c["throttle_waits"], "direct reclaimers put to sleep"),

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from testbed.mm.memory import BusError, Killed, Memory, Vma
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
-from testbed.mm.watermarks import PAGE_SIZE
 
 TOUCHES_PER_ROUND = 64
 """Touches of all tasks together between two turns of the event loop."""
@@ -36,10 +35,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What all tasks of one workload share: memory, RAM's bytes, the run's seed, where progress and events go."""
+    """What all tasks of one workload share: memory, RAM's bytes (`page_bytes` of each page), the run's seed, where
+    progress and events go."""
 
     memory: Memory
     ram: mmap.mmap
+    page_bytes: int
     seed: int
     progress: Progress
     event: Callable[[str, dict[str, object]], None]
@@ -56,6 +57,7 @@ class LinearTouch:
         self._slice = slice_touches
         self._memory = surroundings.memory
         self._ram = surroundings.ram
+        self._page_bytes = surroundings.page_bytes
         self._seed = surroundings.seed
         self._progress = surroundings.progress
         self._event = surroundings.event
@@ -75,7 +77,7 @@ class LinearTouch:
             self._memory.exit_mmap(self.vma)
 
     def _stamp(self, index: int) -> bytes:
-        return STAMP.pack(self._number, index, self._seed) * (PAGE_SIZE // STAMP.size)
+        return STAMP.pack(self._number, index, self._seed) * (self._page_bytes // STAMP.size)
 
     async def _fault(self, index: int, write: bool) -> Page | None:
         self._progress.waiting += 1
@@ -94,7 +96,7 @@ class LinearTouch:
             self._progress.touches += 1
 
     async def _read(self) -> None:
-        ptes, ram, progress = self.vma.ptes, self._ram, self._progress
+        ptes, ram, size, progress = self.vma.ptes, self._ram, self._page_bytes, self._progress
         for index in range(len(ptes)):
             if not index % self._slice:
                 await asyncio.sleep(0)
@@ -105,8 +107,8 @@ class LinearTouch:
             else:
                 page = await self._fault(index, False)
             progress.touches += 1
-            offset = 0 if page is None else page.offset
-            if page is None or ram[offset : offset + PAGE_SIZE] != self._stamp(index):
+            offset = 0 if page is None else page.pfn * size
+            if page is None or ram[offset : offset + size] != self._stamp(index):
                 progress.corrupt += 1
                 self._event("corrupt_page", {"task": self.task.name, "page": index})
             progress.checked += 1

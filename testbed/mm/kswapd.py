@@ -1,15 +1,21 @@
-"""kswapd (mm/vmscan.c): balances the zone up to its high watermark, and wakes throttled direct reclaimers."""
+"""kswapd (mm/vmscan.c): balances the node up to its high watermarks, and wakes throttled direct reclaimers."""
 
 from __future__ import annotations
 
 from testbed.mm.gfp import GFP_KERNEL
+from testbed.mm.lruvec import SWAP_CLUSTER_MAX
 from testbed.mm.page_alloc import HZ_OVER_50
+from testbed.mm.scan_control import DEF_PRIORITY, ScanControl
 from testbed.mm.sched import Task
-from testbed.mm.vmscan import DEF_PRIORITY, HZ_OVER_10, SWAP_CLUSTER_MAX, ScanControl, Vmscan
+from testbed.mm.stall import HZ_OVER_10
+from testbed.mm.vmscan import Vmscan
 from testbed.mm.wait import WaitQueue
+from testbed.mm.zone import Zone
 
 UNRECLAIMABLE_SCANS = 6
 """A zone scanned this many times over without freeing a page is not reclaimable (`zone_reclaimable`)."""
+KSWAPD_ZONE_BALANCE_GAP_RATIO = 100
+"""A zone is left alone only when it has this share of its pages free beyond high (but at most `low` pages more)."""
 
 
 class Kswapd:
@@ -17,79 +23,140 @@ class Kswapd:
 
     def __init__(self, vmscan: Vmscan) -> None:
         self.vmscan = vmscan
-        self.zone = vmscan.zone
+        self.pgdat = vmscan.pgdat
+        self.rules = vmscan.rules
         self.vmstat = vmscan.vmstat
         self.task = Task("kswapd0", pf_kthread=True, pf_memalloc=True)
         self.kswapd_wait = WaitQueue()
         self._woken = False
 
     def wakeup_kswapd(self) -> None:
-        """Wake kswapd if it sleeps; whoever calls has seen the zone below its low watermark."""
-        if not self._woken:
+        """Wake kswapd if it sleeps; whoever calls has seen a zone below its low watermark."""
+        if not self._woken and not self.pgdat.hopeless():
             self._woken = True
             self.vmstat.kswapd_wake += 1
             self.kswapd_wait.wake_all()
 
     async def run(self) -> None:
-        """Sleep while the zone is balanced, balance it otherwise, until cancelled."""
+        """Sleep while the node is balanced, balance it otherwise, until cancelled."""
         while True:
             await self._kswapd_try_to_sleep()
-            self.vmstat.pageoutrun += 1
             await self.balance_pgdat()
 
     async def _kswapd_try_to_sleep(self) -> None:
+        """A nap first: if it is cut short, or the high watermarks fail after it, to sleep would have been too early.
+        """
         self._woken = False
-        if not self.prepare_kswapd_sleep():
-            return
-        if await self.kswapd_wait.wait(HZ_OVER_10):
-            return
-        if self.prepare_kswapd_sleep() and not self._woken:
-            await self.kswapd_wait.wait()
+        woken = False
+        if self.prepare_kswapd_sleep():
+            woken = await self.kswapd_wait.wait(HZ_OVER_10)
+        if not woken and self.prepare_kswapd_sleep():
+            if not self._woken:
+                await self.kswapd_wait.wait()
+        elif woken:
+            self.vmstat.kswapd_low_wmark_hit_quickly += 1
+        else:
+            self.vmstat.kswapd_high_wmark_hit_quickly += 1
 
     def prepare_kswapd_sleep(self) -> bool:
-        """May kswapd sleep? Not while a direct reclaimer is throttled, nor below the high watermark (3.6)."""
-        if self.vmscan.pfmemalloc_wait:
-            self.vmscan.pfmemalloc_wait.wake_all()
+        """May kswapd sleep? Not below a high watermark, nor (until 3.19) while a direct reclaimer is throttled."""
+        pgdat = self.pgdat
+        if pgdat.pfmemalloc_wait:
+            pgdat.pfmemalloc_wait.wake_all()
+            if not self.rules.kswapd_sleeps_with_waiters:
+                return False
+        if pgdat.hopeless():
+            return True
+        if not self._balanced():
             return False
-        return self._balanced()
+        pgdat.writeback = False
+        return True
 
     def _balanced(self) -> bool:
-        return self.zone.all_unreclaimable or self.zone.nr_free_pages > self.zone.watermarks.high
+        return all(zone.all_unreclaimable or zone.nr_free_pages > zone.watermarks.high for zone in self.pgdat.zones)
 
     async def balance_pgdat(self) -> None:
-        """Scan at falling priority until the zone is balanced; start over after each round of progress."""
-        priority = DEF_PRIORITY
-        sc = ScanControl(GFP_KERNEL, self.task, 1 << 62)
-        if self.zone.all_unreclaimable:
-            await self._try_unreclaimable(sc)
-        while not self._balanced():
-            sc.priority = priority
-            reclaimed_before = sc.nr_reclaimed
-            await self.vmscan.shrink_zone(sc, direct=False)
-            self._note_unreclaimable()
-            if self.vmscan.pfmemalloc_wait and self.vmscan.pfmemalloc_watermark_ok():
-                self.vmscan.pfmemalloc_wait.wake_all()
-            if sc.nr_reclaimed - reclaimed_before >= SWAP_CLUSTER_MAX:
-                priority = DEF_PRIORITY
-                continue
-            priority -= 1
-            if priority < 0:
-                priority = DEF_PRIORITY
-                await self.vmscan.page_alloc.progress.wait(HZ_OVER_50)
-        if self.vmscan.pfmemalloc_wait:
-            self.vmscan.pfmemalloc_wait.wake_all()
+        """Scan until the node is balanced or (4.12) a round has failed."""
+        if self.rules.max_kswapd_failures is not None:
+            await self._only_round()
+            return
+        while not await self._round():
+            pass
 
-    async def _try_unreclaimable(self, sc: ScanControl) -> None:
-        """The one pass that a zone already given up on still gets; a page freed by it makes the zone reclaimable.
+    async def _round(self) -> bool:
+        """3.6: one pass at each priority, until SWAP_CLUSTER_MAX pages are free. True once the node is balanced.
 
-        Throttled tasks wake kswapd again at once, and the kernel would spin between them; here it lets time pass.
+        A round without success is followed by the next: the kernel spins. Here that is to wait for the next page freed.
         """
-        await self.vmscan.shrink_zone(sc, direct=False)
-        if self.zone.all_unreclaimable:
-            await self.vmscan.page_alloc.progress.wait(HZ_OVER_50)
+        self.vmstat.pageoutrun += 1
+        sc = ScanControl(GFP_KERNEL, self.task, 1 << 62, kswapd=True)
+        for sc.priority in range(DEF_PRIORITY, -1, -1):
+            if await self._pass(sc):
+                if any(zone.all_unreclaimable for zone in self.pgdat.zones):
+                    await self.vmscan.page_alloc.progress.wait(HZ_OVER_50)
+                return True
+            await self.vmscan.stall.zones_scanned(sc)
+            if sc.nr_reclaimed >= SWAP_CLUSTER_MAX:
+                return False
+        await self.vmscan.page_alloc.progress.wait(HZ_OVER_50)
+        return False
 
-    def _note_unreclaimable(self) -> None:
-        zone = self.zone
-        reclaimable = len(zone.active_anon) + len(zone.inactive_anon) + len(zone.file)
-        if zone.pages_scanned >= reclaimable * UNRECLAIMABLE_SCANS:
-            zone.all_unreclaimable = True
+    async def _only_round(self) -> None:
+        """6.1: passes down to priority 1, which stays so long as enough is scanned and anything freed.
+
+        A round that frees nothing counts as a failure; kswapd gives up after too many (`Pgdat.hopeless`).
+        """
+        self.vmstat.pageoutrun += 1
+        wanted = sum(max(zone.watermarks.high, SWAP_CLUSTER_MAX) for zone in self.pgdat.zones)
+        sc = ScanControl(GFP_KERNEL, self.task, wanted, kswapd=True)
+        while sc.priority >= 1:
+            reclaimed_before, sc.nr_scanned = sc.nr_reclaimed, 0
+            if await self._pass(sc):
+                return
+            await self.vmscan.stall.zones_scanned(sc)
+            if sc.nr_scanned < wanted or sc.nr_reclaimed == reclaimed_before:
+                sc.priority -= 1
+        if not sc.nr_reclaimed:
+            self.pgdat.kswapd_failures += 1
+
+    async def _pass(self, sc: ScanControl) -> bool:
+        """Scan the zones from the lowest to the highest that fails its high watermark; are all of them right now?"""
+        balanced = True
+        sc.under_min = False
+        for lruvec in self.pgdat.lruvecs[: self._end_zone(sc.priority) + 1]:
+            zone = lruvec.zone
+            if zone.all_unreclaimable and sc.priority != DEF_PRIORITY:
+                continue
+            if zone.nr_free_pages <= zone.watermarks.high + _balance_gap(zone):
+                await self.vmscan.shrink_zone(lruvec, sc)
+                self._note_unreclaimable(zone)
+            if not zone.all_unreclaimable and zone.nr_free_pages <= zone.watermarks.high:
+                balanced = False
+                sc.under_min |= zone.nr_free_pages <= zone.watermarks.min
+        if self.pgdat.pfmemalloc_wait and self.vmscan.throttle.pfmemalloc_watermark_ok():
+            self.pgdat.pfmemalloc_wait.wake_all()
+        return balanced
+
+    def _end_zone(self, priority: int) -> int:
+        """The index of the highest zone that fails its high watermark, -1 if there is none; those above age a little.
+        """
+        lruvecs = self.pgdat.lruvecs
+        for index in range(len(lruvecs) - 1, -1, -1):
+            zone = lruvecs[index].zone
+            if zone.all_unreclaimable and priority != DEF_PRIORITY:
+                continue
+            self.vmscan.age_active_anon(lruvecs[index])
+            if zone.nr_free_pages <= zone.watermarks.high:
+                return index
+        return -1
+
+    def _note_unreclaimable(self, zone: Zone) -> None:
+        """Until 4.12 a zone is given up once it has been scanned several times over for nothing."""
+        if self.rules.max_kswapd_failures is None:
+            reclaimable = self.pgdat.zone_reclaimable_pages(zone)
+            if zone.pages_scanned >= reclaimable * UNRECLAIMABLE_SCANS:
+                zone.all_unreclaimable = True
+
+
+def _balance_gap(zone: Zone) -> int:
+    return min(zone.watermarks.low, -(-zone.managed // KSWAPD_ZONE_BALANCE_GAP_RATIO))

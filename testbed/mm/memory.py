@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from testbed.mm.gfp import GFP_HIGHUSER_MOVABLE
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapIO
+from testbed.mm.readahead import SwapReadaheadInfo, cluster_window
 from testbed.mm.sched import Task
 from testbed.mm.swap_state import SwapCache
 from testbed.mm.swapfile import SWAP_HAS_CACHE, SWAP_MAP_BAD
@@ -28,11 +31,12 @@ class BusError(Exception):
 class Vma:
     """An anonymous mapping of `pages` pages that belongs to one task."""
 
-    __slots__ = ("owner", "ptes")
+    __slots__ = ("owner", "ptes", "swap_readahead_info")
 
     def __init__(self, owner: Task, pages: int) -> None:
         self.owner = owner
         self.ptes: list[Pte] = [None] * pages
+        self.swap_readahead_info = SwapReadaheadInfo()
 
 
 class Memory:
@@ -40,8 +44,10 @@ class Memory:
 
     def __init__(self, page_alloc: PageAllocator, cache: SwapCache, swap_io: SwapIO) -> None:
         self.page_alloc = page_alloc
-        self.zone = page_alloc.zone
         self.vmstat = page_alloc.vmstat
+        rules = page_alloc.switches.rules
+        self._anon_starts_active = rules.anon_starts_active
+        self._vma_readahead = rules.swap_readahead == "vma"
         self.cache = cache
         self.swap_io = swap_io
 
@@ -70,11 +76,11 @@ class Memory:
 
     async def _do_anonymous_page(self, current: Task, vma: Vma, index: int) -> Page:
         page = await self._alloc_user_page(current)
-        page.buffer[:] = ZEROES
+        page.buffer[:] = ZEROES[: len(page.buffer)]
         page.dirty = page.uptodate = True
         self._map(page, vma, index)
         page.young = True
-        self._lru_add(page, active=True)
+        self._lru_add(page, active=self._anon_starts_active)
         return page
 
     async def _alloc_user_page(self, current: Task) -> Page:
@@ -92,48 +98,57 @@ class Memory:
         page = self.cache.pages.get(entry)
         if page is None:
             self.vmstat.pgmajfault += 1
-            await self._swapin_readahead(current, entry)
+            await self._swapin_readahead(current, vma, index, entry)
             page = self.cache.pages.get(entry)
             if page is None:
                 return None
-        elif page.readahead:
-            page.readahead = False
-            self.vmstat.swap_ra_hit += 1
+        else:
+            self._lookup_swap_cache(page, vma, index)
         if page.locked:
             await self.swap_io.wait_on_page_locked(page)
-            if not page.uptodate:
-                raise BusError(f"{current.name}: page {index} could not be read back from slot {entry}")
-            if page.swap_entry != entry or self.cache.pages.get(entry) is not page:
-                return None
+        if not page.uptodate:
+            raise BusError(f"{current.name}: page {index} could not be read back from slot {entry}")
+        if self.cache.pages.get(entry) is not page:
+            return None
         self._map(page, vma, index)
         self.cache.swap.swap_free(entry)
         if self.cache.swap.vm_swap_full():
             self._reuse_swap_page(page)
         return page
 
-    async def _swapin_readahead(self, current: Task, entry: int) -> None:
-        """Read the aligned window around `entry`; each page is allocated by the task that faulted."""
+    def _lookup_swap_cache(self, page: Page, vma: Vma, index: int) -> None:
+        if self._vma_readahead:
+            vma.swap_readahead_info.note_lookup(index, readahead=page.readahead)
+        if page.readahead:
+            page.readahead = False
+            self.vmstat.swap_ra_hit += 1
+
+    async def _swapin_readahead(self, current: Task, vma: Vma, index: int, entry: int) -> None:
+        """Read the slot of the fault and those around it; each page is allocated by the task that faulted."""
         batch: list[Page] = []
         try:
-            for slot in self.cache.readahead_window(entry):
-                if self._wanted(slot) and not await self._read_swap_cache_async(current, slot, entry, batch):
-                    break
+            for slot in self._readahead_slots(vma, index, entry):
+                if self._wanted(slot):
+                    await self._read_swap_cache_async(current, slot, entry, batch)
         finally:
             if batch:
                 await self.swap_io.swap_readpages(batch, current.nice)
+
+    def _readahead_slots(self, vma: Vma, index: int, entry: int) -> Iterable[int]:
+        if not self._vma_readahead:
+            return cluster_window(entry, len(self.cache.swap.swap_map))
+        window = vma.swap_readahead_info.window(index, len(vma.ptes))
+        return [pte for pte in (vma.ptes[near] for near in window) if isinstance(pte, int)]
 
     def _wanted(self, slot: int) -> bool:
         count = self.cache.swap.swap_map[slot]
         return bool(count) and count != SWAP_MAP_BAD and not count & SWAP_HAS_CACHE
 
-    async def _read_swap_cache_async(self, current: Task, slot: int, entry: int, batch: list[Page]) -> bool:
+    async def _read_swap_cache_async(self, current: Task, slot: int, entry: int, batch: list[Page]) -> None:
         page = await self._alloc_user_page(current)
-        if not self._wanted(slot):
+        if not self._wanted(slot) or not self.cache.add_to_swap_cache(page, slot, current):
             self.page_alloc.free_page(page)
-            return True
-        if not self.cache.add_to_swap_cache(page, slot, current):
-            self.page_alloc.free_page(page)
-            return False
+            return
         self.cache.swap.swapcache_prepare(slot)
         page.locked = True
         if slot != entry:
@@ -141,7 +156,6 @@ class Memory:
             self.vmstat.swap_ra += 1
         self._lru_add(page, active=False)
         batch.append(page)
-        return True
 
     def _map(self, page: Page, vma: Vma, index: int) -> None:
         page.mapping = vma
@@ -158,7 +172,7 @@ class Memory:
     def _lru_add(self, page: Page, active: bool) -> None:
         page.lru = True
         page.active = active
-        (self.zone.active_anon if active else self.zone.inactive_anon)[page] = None
+        (page.zone.active_anon if active else page.zone.inactive_anon)[page] = None
 
     def exit_mmap(self, vma: Vma) -> None:
         """Unmap everything and free what nothing else holds; pages under I/O are freed when it ends."""

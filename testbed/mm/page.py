@@ -13,7 +13,8 @@ class Page:
     """A page frame of emulated RAM. Its bytes are `ram[offset:offset + PAGE_SIZE]`.
 
     `mapping` and `index` name the pte that maps it (anonymous memory here is never shared); `swap_entry` is its
-    slot while it is in the swap cache, 0 otherwise; `young` is the accessed bit of that pte. `from_reserve` is how it
+    slot while it is in the swap cache, 0 otherwise; `young` is the accessed bit of that pte, and `referenced` says that
+    a scan has found it set once before (6.1). `from_reserve` is how it
     was allocated, `pfmemalloc` what patch 02 makes of that.
     """
 
@@ -32,6 +33,7 @@ class Page:
         "pins",
         "readahead",
         "reclaim",
+        "referenced",
         "swap_entry",
         "uptodate",
         "waiters",
@@ -55,7 +57,7 @@ class Page:
         self.swap_entry = 0
         self.pins = 0
         self.pfmemalloc = self.from_reserve = self.active = self.dirty = self.locked = self.lru = False
-        self.readahead = self.reclaim = self.uptodate = self.writeback = self.young = False
+        self.readahead = self.reclaim = self.referenced = self.uptodate = self.writeback = self.young = False
 
     def __repr__(self) -> str:
         return f"Page({self.pfn})"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from testbed.mm.backing_dev import BackingDev
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.swap_state import SwapCache
+from testbed.mm.watermarks import PAGE_SIZE
+
+KBYTES_PER_PAGE = PAGE_SIZE >> 10
 
 
 class SwapDevice(Protocol):
@@ -26,14 +30,19 @@ class SwapDevice(Protocol):
 
 
 class SwapIO:
-    """Starts swap I/O and ends it; `completions` counts both directions."""
+    """Starts swap I/O and ends it; `completions` counts both directions.
+
+    `bdi` is the device's congestion, and `acct_reclaim_writeback` hears how many pages have just been written.
+    """
 
     def __init__(self, page_alloc: PageAllocator, cache: SwapCache, device: SwapDevice) -> None:
         self.page_alloc = page_alloc
-        self.zone = page_alloc.zone
         self.vmstat = page_alloc.vmstat
+        self.bdi = BackingDev(self.vmstat)
+        self.acct_reclaim_writeback: Callable[[int], None] = _nothing
         self.cache = cache
         self.device = device
+        self._rotates_active = page_alloc.switches.rules.writeback_activates
         self.completions = 0
         self.write_errors = 0
         self.read_errors = 0
@@ -41,16 +50,17 @@ class SwapIO:
     async def swap_writepages(self, pages: list[Page], nice: int) -> None:
         """`swap_writepage` for a plugged batch; the pages are already under writeback."""
         self.vmstat.pswpout += len(pages)
+        self.vmstat.pgpgout += len(pages) * KBYTES_PER_PAGE
         await self.device.submit_write(pages, nice)
 
     async def swap_readpages(self, pages: list[Page], nice: int) -> None:
         """`swap_readpage` for a plugged batch of locked pages."""
         self.vmstat.pswpin += len(pages)
+        self.vmstat.pgpgin += len(pages) * KBYTES_PER_PAGE
         await self.device.submit_read(pages, nice)
 
     def end_write(self, pages: Sequence[Page], error: int) -> None:
         """`end_swap_bio_write`: a page that could not be written is dirty again and keeps its slot."""
-        inactive = self.zone.inactive_anon
         self.completions += len(pages)
         self.vmstat.nr_writeback -= len(pages)
         unused = []
@@ -62,13 +72,26 @@ class SwapIO:
                 self.write_errors += 1
             if page.reclaim:
                 page.reclaim = False
-                if page.lru and not page.active:
-                    inactive.move_to_end(page, last=False)
+                self._rotate_reclaimable_page(page)
             if page.mapping is None and not self.cache.swap.swap_count(page.swap_entry):
                 unused.append(page)
         for page in unused:
             self.release(page)
+        self.acct_reclaim_writeback(len(pages))
         self.page_alloc.progress.wake(len(pages))
+
+    def _rotate_reclaimable_page(self, page: Page) -> None:
+        """Move a page that reclaim wants back to the tail of the inactive list, where the next scan begins."""
+        if not page.lru:
+            return
+        zone = page.zone
+        if page.active:
+            if not self._rotates_active:
+                return
+            page.active = False
+            del zone.active_anon[page]
+            zone.inactive_anon[page] = None
+        zone.inactive_anon.move_to_end(page, last=False)
 
     def end_read(self, pages: Sequence[Page], error: int) -> None:
         """`end_swap_bio_read`: unlock the pages and wake whoever faulted on them."""
@@ -96,9 +119,14 @@ class SwapIO:
                 page.waiters.append(waiter)
                 await waiter
         finally:
-            page.pins -= 1
-            if page.mapping is None and not (page.uptodate and self.cache.swap.swap_count(page.swap_entry)):
-                self.release(page)
+            self.put_page(page)
+
+    def put_page(self, page: Page) -> None:
+        """`put_page`: drop a reference; a page that could not be read, or that no pte refers to any more, goes with it.
+        """
+        page.pins -= 1
+        if page.mapping is None and not (page.uptodate and self.cache.swap.swap_count(page.swap_entry)):
+            self.release(page)
 
     def release(self, page: Page) -> None:
         """Free a page that nothing but the swap cache holds any more, unless I/O or a reference keeps it."""
@@ -115,6 +143,10 @@ class SwapIO:
             return
         page.lru = False
         if page.active:
-            del self.zone.active_anon[page]
+            del page.zone.active_anon[page]
         else:
-            del self.zone.inactive_anon[page]
+            del page.zone.inactive_anon[page]
+
+
+def _nothing(_written: int) -> None:
+    return

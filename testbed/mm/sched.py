@@ -8,21 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from testbed.mm.mempolicy import Mempolicy
 
 
 class Task:
-    """A task (or the context that interrupted it) as the page allocator sees it."""
+    """A task (or the context that interrupted it) as the page allocator sees it.
+
+    `node` is the memory node of the CPU it runs on, `mempolicy` where it wants its memory instead (None: there), and
+    `rt_task` says that it has a real-time priority.
+    """
 
     __slots__ = (
         "bh_disabled",
         "fatal_signal",
         "hardirq",
         "memdie",
+        "mempolicy",
         "name",
         "nice",
+        "node",
         "pf_kthread",
         "pf_memalloc",
         "rss",
+        "rt_task",
         "serving_softirq",
     )
 
@@ -37,6 +48,9 @@ class Task:
         self.serving_softirq = False
         self.bh_disabled = False
         self.rss = 0
+        self.rt_task = False
+        self.node = 0
+        self.mempolicy: Mempolicy | None = None
 
     def __repr__(self) -> str:
         return f"Task({self.name!r})"

@@ -8,24 +8,21 @@ from __future__ import annotations
 
 from testbed.mm.gfp import GFP_HIGH, GFP_NOMEMALLOC, GFP_NOWARN
 from testbed.mm.page import Page
-from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.swapfile import SwapInfo
 
 RADIX_TREE_MAP_SHIFT = 6
 RADIX_TREE_NODE_SIZE = 568
-CLUSTER_READAHEAD = 8
-"""Slots read at once around a fault: 1 << page_cluster (3)."""
 
 
 class SwapCache:
-    """Pages of the swap cache of one swap area, by slot."""
+    """Pages of the swap cache of one swap area, by slot; tree nodes come from the cache `radix_tree_node`."""
 
-    def __init__(self, swap: SwapInfo, page_alloc: PageAllocator) -> None:
+    def __init__(self, swap: SwapInfo, radix_tree_node: KmemCache) -> None:
         self.swap = swap
         self.pages: dict[int, Page] = {}
-        self.radix_tree_node = KmemCache("radix_tree_node", RADIX_TREE_NODE_SIZE, page_alloc)
+        self.radix_tree_node = radix_tree_node
         self._nodes: dict[int, tuple[Slab, list[int]]] = {}
 
     def add_to_swap(self, page: Page, current: Task) -> bool:
@@ -64,8 +61,3 @@ class SwapCache:
             del self._nodes[key]
             self.radix_tree_node.free(slab)
         self.swap.swapcache_free(entry)
-
-    def readahead_window(self, entry: int) -> range:
-        """The aligned window of slots read around `entry` (`swapin_readahead`, 3.6); slot 0 is left out."""
-        start = entry & ~(CLUSTER_READAHEAD - 1)
-        return range(max(start, 1), min(start + CLUSTER_READAHEAD, len(self.swap.swap_map)))

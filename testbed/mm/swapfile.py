@@ -11,6 +11,7 @@ from typing import Final
 SWAP_HAS_CACHE: Final = 0x40
 SWAP_MAP_BAD: Final = 0x3F
 SWAPFILE_CLUSTER: Final = 256
+EMPTY_CLUSTER: Final = bytes(SWAPFILE_CLUSTER)
 
 
 class SwapInfo:
@@ -27,13 +28,17 @@ class SwapInfo:
     def get_swap_page(self) -> int:
         """A free slot, already marked as cached, or 0 when swap is full.
 
-        Goes on inside the current cluster; starts the next one in a free run of SWAPFILE_CLUSTER slots, or at any
-        free slot where no such run is left (`scan_swap_map`).
+        Goes on inside the current cluster. The next one starts in the next free run of SWAPFILE_CLUSTER slots: the
+        device seeks for nothing (SWP_SOLIDSTATE), so the search goes on from here and levels the wear. Where no such
+        run is left any free slot will do (`scan_swap_map`).
         """
         swap_map = self.swap_map
         if not self._cluster_nr:
-            start = swap_map.find(bytes(SWAPFILE_CLUSTER), 1)
-            self._cluster_next = max(start, 1)
+            start = swap_map.find(EMPTY_CLUSTER, self._cluster_next)
+            if start < 0:
+                start = swap_map.find(EMPTY_CLUSTER, 1)
+            if start > 0:
+                self._cluster_next = start
             self._cluster_nr = SWAPFILE_CLUSTER
         offset = self._cluster_next
         if offset >= len(swap_map) or swap_map[offset]:
@@ -49,8 +54,8 @@ class SwapInfo:
         return offset
 
     def swap_count(self, entry: int) -> int:
-        """How many ptes refer to the slot."""
-        return self.swap_map[entry] & ~SWAP_HAS_CACHE
+        """How many ptes refer to the slot; none to slot 0, which is no slot."""
+        return self.swap_map[entry] & ~SWAP_HAS_CACHE if entry else 0
 
     def swap_duplicate(self, entry: int) -> None:
         """One more pte refers to the slot."""

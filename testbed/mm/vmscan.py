@@ -1,109 +1,51 @@
-"""Reclaim (mm/vmscan.c): active and inactive lists, pageout, direct reclaim and its throttling (patches 15, 16).
+"""Reclaim (mm/vmscan.c): active and inactive lists, pageout, direct reclaim.
 
 A dirty page is not freed by the scan that finds it: its write is started, and a later scan frees it once the write
-has ended. A reclaimer whose pages are all under writeback waits for progress instead of spinning.
+has ended. Where a reclaimer waits for that is in stall.py, and who may not reclaim for the moment in throttle.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
-from math import isqrt
 
 from testbed.mm.gfp import GFP_FS, GFP_IO
+from testbed.mm.lruvec import SWAP_CLUSTER_MAX, Lruvec
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapIO
+from testbed.mm.pgdat import Pgdat
+from testbed.mm.scan_control import DEF_PRIORITY, ScanControl
 from testbed.mm.sched import Task
+from testbed.mm.stall import CongestionWait, ReclaimThrottle, Stall
 from testbed.mm.swap_state import SwapCache
-from testbed.mm.wait import WaitQueue
-from testbed.mm.watermarks import PAGE_SIZE
+from testbed.mm.throttle import Throttle
 
-SWAP_CLUSTER_MAX = 32
-DEF_PRIORITY = 12
 RESCHED_PAGES = 1024
-SWAPPINESS = 60
-HZ = 1.0
-HZ_OVER_10 = 0.1
-
-
-@dataclass(slots=True)
-class ScanControl:
-    """`struct scan_control`: one reclaimer's request and what it has reached."""
-
-    gfp_mask: int
-    current: Task
-    nr_to_reclaim: int
-    priority: int = DEF_PRIORITY
-    nr_scanned: int = 0
-    nr_reclaimed: int = 0
-    nr_taken: int = 0
-    nr_writeback: int = 0
-    writes: list[Page] = field(default_factory=list)
-
-    @property
-    def may_io(self) -> bool:
-        """Swap writes need __GFP_IO; anonymous pages do not need __GFP_FS."""
-        return bool(self.gfp_mask & GFP_IO)
 
 
 class Vmscan:
-    """Direct reclaim for one zone, and the scan that kswapd shares with it."""
+    """Direct reclaim, and the scan that kswapd shares with it."""
 
     def __init__(self, page_alloc: PageAllocator, cache: SwapCache, swap_io: SwapIO) -> None:
         self.page_alloc = page_alloc
-        self.zone = page_alloc.zone
         self.vmstat = page_alloc.vmstat
         self.switches = page_alloc.switches
+        self.rules = rules = page_alloc.switches.rules
         self.cache = cache
         self.swap_io = swap_io
-        self.pfmemalloc_wait = WaitQueue()
-        self._recent_scanned = [0, 0]
-        self._recent_rotated = [0, 0]
-        self._inactive_ratio = max(1, isqrt(10 * (self.zone.managed * PAGE_SIZE >> 30)))
-
-    def pfmemalloc_watermark_ok(self) -> bool:
-        """Is more than half of the reserve below min still free? If it is not, kswapd is woken."""
-        zone = self.zone
-        if len(zone.free) > zone.watermarks.min // 2:
-            return True
-        self.page_alloc.wakeup_kswapd()
-        return False
-
-    async def throttle_direct_reclaim(self, gfp_mask: int, current: Task) -> None:
-        """Patch 15: sleep until half the reserve is free again; a caller without __GFP_FS sleeps at most HZ."""
-        if current.pf_kthread or self.pfmemalloc_watermark_ok():
-            return
-        vmstat = self.vmstat
-        vmstat.throttle_low_reserve += 1
-        if not self.switches.throttle_direct_reclaim:
-            return
-        if self.switches.count_throttle:
-            vmstat.pgscan_direct_throttle += 1
-        else:
-            vmstat.throttle_uncounted += 1
-        vmstat.throttle_waits += 1
-        vmstat.nr_throttled += 1
-        try:
-            if not gfp_mask & GFP_FS:
-                await self._wait_at_most_hz(current)
-                return
-            while not current.fatal_signal and not self.pfmemalloc_watermark_ok():
-                await self.pfmemalloc_wait.wait()
-        finally:
-            vmstat.nr_throttled -= 1
-
-    async def _wait_at_most_hz(self, current: Task) -> None:
-        """`wait_event_interruptible_timeout`: being woken is not enough, the reserve must be there or the time over."""
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + HZ
-        while (left := deadline - clock()) > 0 and not current.fatal_signal and not self.pfmemalloc_watermark_ok():
-            await self.pfmemalloc_wait.wait(left)
+        self.pgdat = Pgdat(page_alloc.zones, cache.swap, rules)
+        self.throttle = Throttle(page_alloc, self.pgdat)
+        self.pfmemalloc_wait = self.pgdat.pfmemalloc_wait
+        self.stall: Stall = CongestionWait(page_alloc, swap_io.bdi)
+        if rules.reclaim_throttle:
+            self.stall = ReclaimThrottle(page_alloc, self.pgdat)
+            swap_io.acct_reclaim_writeback = self.stall.acct_reclaim_writeback
+        self._isolated_shift = 3 if rules.too_many_isolated == "eighth" else 0
 
     async def try_to_free_pages(self, gfp_mask: int, current: Task) -> int:
         """Direct reclaim: pages reclaimed, or 1 if it is still worth trying, or 0 if only the OOM killer is left."""
-        await self.throttle_direct_reclaim(gfp_mask, current)
-        if current.fatal_signal:
+        throttled = await self.throttle.throttle_direct_reclaim(gfp_mask, current)
+        if current.fatal_signal and (throttled or self._spares_dying_reclaim()):
             return 1
         self.vmstat.allocstall += 1
         current.pf_memalloc = True
@@ -112,156 +54,198 @@ class Vmscan:
         finally:
             current.pf_memalloc = False
 
+    def _spares_dying_reclaim(self) -> bool:
+        """Patch 15 as posted: a dying task need not reclaim, throttled or not."""
+        return self.switches.throttle_direct_reclaim and not self.rules.throttle_spares_dying
+
     async def _do_try_to_free_pages(self, sc: ScanControl) -> int:
         for sc.priority in range(DEF_PRIORITY, -1, -1):
-            await self.shrink_zone(sc, direct=True)
-            if sc.nr_reclaimed >= sc.nr_to_reclaim or sc.current.fatal_signal:
+            sc.nr_scanned = 0
+            await self._shrink_zones(sc)
+            if sc.nr_reclaimed >= sc.nr_to_reclaim:
                 break
-        if sc.nr_reclaimed:
+        if sc.nr_reclaimed or self.rules.max_kswapd_failures is not None:
             return sc.nr_reclaimed
-        return 0 if self.zone.all_unreclaimable else 1
+        return 0 if self.pgdat.all_unreclaimable() else 1
 
-    async def shrink_zone(self, sc: ScanControl, *, direct: bool) -> None:
-        """One pass over the lists at `sc.priority`. It starts writes as it goes, and so may wait for a request; at
-        its end it waits for progress if all it met was under writeback.
+    async def _shrink_zones(self, sc: ScanControl) -> None:
+        """A direct reclaimer's pass, highest zone first; zones that kswapd gave up are tried at priority 12 only."""
+        for lruvec in reversed(self.pgdat.lruvecs):
+            if not lruvec.zone.all_unreclaimable or sc.priority == DEF_PRIORITY:
+                await self.shrink_zone(lruvec, sc)
+        await self.stall.zones_scanned(sc)
 
-        In a zone already given up on, kswapd still looks at a few pages whatever the priority (`force_scan`).
+    async def shrink_zone(self, lruvec: Lruvec, sc: ScanControl) -> None:
+        """One pass over a zone's lists at `sc.priority`. It starts writes as it goes, and so may wait for a request;
+        at its end it may wait for them.
+
+        In a zone already given up, kswapd still looks at a few pages whatever the priority (`force_scan`).
         """
-        zone = self.zone
-        anon, file, denominator = self.get_scan_count()
-        nr_active = (len(zone.active_anon) >> sc.priority) * anon // denominator
-        nr_inactive = (len(zone.inactive_anon) >> sc.priority) * anon // denominator
-        if zone.all_unreclaimable and not direct:
-            nr_active, nr_inactive = max(nr_active, SWAP_CLUSTER_MAX), max(nr_inactive, SWAP_CLUSTER_MAX)
-        if file:
-            self.shrink_file_list(-(-(len(zone.file) >> sc.priority) * file // denominator), sc, direct=direct)
-        sc.nr_taken = sc.nr_writeback = 0
+        zone = lruvec.zone
+        swap_full = self.cache.swap.inuse_pages >= self.cache.swap.pages
+        force_scan = sc.kswapd and zone.all_unreclaimable
+        count = lruvec.get_scan_count(sc.priority, swap_full=swap_full, force_scan=force_scan)
+        reclaimed_before = sc.nr_reclaimed
+        if count.file:
+            self.shrink_file_list(lruvec, count.file, sc)
+        sc.nr_taken = sc.nr_writeback = sc.nr_immediate = 0
+        await self._shrink_anon_lists(lruvec, count.active_anon, count.inactive_anon, sc, reclaimed_before)
+        if not swap_full:
+            self.age_active_anon(lruvec)
+        if sc.nr_reclaimed > reclaimed_before:
+            self.pgdat.kswapd_failures = 0
+        await self.stall.zone_scanned(sc)
+
+    async def _shrink_anon_lists(
+        self, lruvec: Lruvec, nr_active: int, nr_inactive: int, sc: ScanControl, reclaimed_before: int
+    ) -> None:
+        enough = reclaimed_before + sc.nr_to_reclaim if sc.priority < DEF_PRIORITY else 1 << 62
         resched_at = RESCHED_PAGES
-        while nr_active > 0 or nr_inactive > 0:
+        while nr_inactive > 0:
             if nr_active > 0:
-                if self._inactive_anon_is_low():
-                    self.shrink_active_list(min(nr_active, SWAP_CLUSTER_MAX))
+                if lruvec.inactive_anon_is_low():
+                    self.shrink_active_list(lruvec, min(nr_active, SWAP_CLUSTER_MAX))
                 nr_active -= SWAP_CLUSTER_MAX
-            if nr_inactive > 0:
-                self.shrink_inactive_list(min(nr_inactive, SWAP_CLUSTER_MAX), sc, direct=direct)
-                nr_inactive -= SWAP_CLUSTER_MAX
-                await self._submit_writes(sc)
-            if sc.nr_reclaimed >= sc.nr_to_reclaim and sc.priority < DEF_PRIORITY:
+            await self.shrink_inactive_list(lruvec, min(nr_inactive, SWAP_CLUSTER_MAX), sc)
+            nr_inactive -= SWAP_CLUSTER_MAX
+            if sc.nr_reclaimed >= enough:
                 break
             if sc.nr_taken >= resched_at:
                 resched_at += RESCHED_PAGES
                 await asyncio.sleep(0)
-        if self._inactive_anon_is_low():
-            self.shrink_active_list(SWAP_CLUSTER_MAX)
-        if sc.nr_writeback and sc.nr_writeback >= sc.nr_taken >> (DEF_PRIORITY - sc.priority):
-            await self.page_alloc.progress.wait(HZ_OVER_10, sc.current.nice)
 
-    async def _submit_writes(self, sc: ScanControl) -> None:
-        """`blk_flush_plug`: a page under writeback whose write nobody submits would stay so for ever."""
-        if sc.writes:
-            writes, sc.writes = sc.writes, []
-            await self.swap_io.swap_writepages(writes, sc.current.nice)
-
-    def get_scan_count(self) -> tuple[int, int, int]:
-        """How to share the scan between anonymous pages and page cache: two numerators and a denominator (3.6).
-
-        The list whose pages are found in use less often is scanned more; a page cache that together with free memory
-        does not fill the high watermark is left alone.
-        """
-        zone = self.zone
-        if not zone.file or len(zone.file) + len(zone.free) <= zone.watermarks.high:
-            return 1, 0, 1
-        scanned, rotated = self._recent_scanned, self._recent_rotated
-        for kind, size in enumerate((len(zone.active_anon) + len(zone.inactive_anon), len(zone.file))):
-            if scanned[kind] > size // 4:
-                scanned[kind] //= 2
-                rotated[kind] //= 2
-        anon = (SWAPPINESS + 1) * (scanned[0] + 1) // (rotated[0] + 1)
-        file = (200 - SWAPPINESS + 1) * (scanned[1] + 1) // (rotated[1] + 1)
-        return anon, file, anon + file + 1
-
-    def shrink_file_list(self, nr_to_scan: int, sc: ScanControl, *, direct: bool) -> None:
+    def shrink_file_list(self, lruvec: Lruvec, nr_to_scan: int, sc: ScanControl) -> None:
         """Free clean page cache from the tail of its list."""
-        cache = self.zone.file
+        cache = lruvec.zone.file
         freed = [cache.popitem(last=False)[0] for _ in range(min(nr_to_scan, len(cache)))]
-        self._recent_scanned[1] += len(freed)
-        self._account(sc, len(freed), len(freed), direct=direct)
+        lruvec.recent_scanned[1] += len(freed)
+        self._account(lruvec, sc, len(freed), len(freed))
         self.page_alloc.free_pages(freed)
 
-    def _account(self, sc: ScanControl, scanned: int, freed: int, *, direct: bool) -> None:
+    def _account(self, lruvec: Lruvec, sc: ScanControl, scanned: int, freed: int) -> None:
         vmstat = self.vmstat
         sc.nr_scanned += scanned
         sc.nr_reclaimed += freed
-        self.zone.pages_scanned += scanned
-        if direct:
-            vmstat.pgscan_direct += scanned
-            vmstat.pgsteal_direct += freed
-        else:
+        lruvec.zone.pages_scanned += scanned
+        if sc.kswapd:
             vmstat.pgscan_kswapd += scanned
             vmstat.pgsteal_kswapd += freed
+        else:
+            vmstat.pgscan_direct += scanned
+            vmstat.pgsteal_direct += freed
 
-    def _inactive_anon_is_low(self) -> bool:
-        zone = self.zone
-        return len(zone.inactive_anon) * self._inactive_ratio < len(zone.active_anon)
+    def age_active_anon(self, lruvec: Lruvec) -> None:
+        """Keep the balance of the anonymous lists, however little was to be scanned."""
+        if lruvec.inactive_anon_is_low():
+            self.shrink_active_list(lruvec, SWAP_CLUSTER_MAX)
 
-    def shrink_active_list(self, nr_to_scan: int) -> None:
+    def shrink_active_list(self, lruvec: Lruvec, nr_to_scan: int) -> None:
         """Move pages from the tail of the active list to the head of the inactive one, accessed or not (3.6)."""
-        active, inactive = self.zone.active_anon, self.zone.inactive_anon
+        active, inactive = lruvec.zone.active_anon, lruvec.zone.inactive_anon
         moved = min(nr_to_scan, len(active))
-        self._recent_scanned[0] += moved
+        rotated = 0
         for _ in range(moved):
             page, _none = active.popitem(last=False)
-            self._recent_rotated[0] += page.young
+            rotated += page.young
             page.young = page.active = False
             inactive[page] = None
+        lruvec.recent_scanned[0] += moved
+        lruvec.recent_rotated[0] += rotated
+        self.vmstat.pgrefill += moved
         self.vmstat.pgdeactivate += moved
 
-    def shrink_inactive_list(self, nr_to_scan: int, sc: ScanControl, *, direct: bool) -> None:
-        """Take pages from the tail of the inactive list and try to free each."""
-        inactive = self.zone.inactive_anon
+    async def shrink_inactive_list(self, lruvec: Lruvec, nr_to_scan: int, sc: ScanControl) -> None:
+        """Take pages from the tail of the inactive list, try to free each, put the others back on a list."""
+        if lruvec.nr_isolated_anon and not await self._may_isolate(lruvec, sc):
+            return
+        inactive = lruvec.zone.inactive_anon
         taken = [inactive.popitem(last=False)[0] for _ in range(min(nr_to_scan, len(inactive)))]
         activated = self.vmstat.pgactivate
-        freed = self._shrink_page_list(taken, sc)
+        freed, kept = self._shrink_page_list(taken, sc)
         sc.nr_taken += len(taken)
-        self._recent_scanned[0] += len(taken)
-        self._recent_rotated[0] += self.vmstat.pgactivate - activated
-        self._account(sc, len(taken), len(freed), direct=direct)
+        lruvec.recent_scanned[0] += len(taken)
+        lruvec.recent_rotated[0] += self.vmstat.pgactivate - activated
+        self._account(lruvec, sc, len(taken), len(freed))
+        self.vmstat.pgscan_anon += len(taken)
+        self.vmstat.pgsteal_anon += len(freed)
         if freed:
             self.page_alloc.free_pages(freed)
+        if sc.writes:
+            await self._write_isolated(lruvec, kept, sc)
+        else:
+            _putback_lru_pages(lruvec, kept)
 
-    def _shrink_page_list(self, pages: list[Page], sc: ScanControl) -> list[Page]:
-        """`shrink_page_list`: the pages that can be freed now; the others go back to a list."""
-        active, inactive = self.zone.active_anon, self.zone.inactive_anon
+    async def _may_isolate(self, lruvec: Lruvec, sc: ScanControl) -> bool:
+        stalls = 0
+        while self._too_many_isolated(lruvec, sc):
+            if not await self.stall.too_many_isolated(sc.current, stalls):
+                if sc.current.fatal_signal:
+                    sc.nr_reclaimed += SWAP_CLUSTER_MAX
+                return False
+            stalls += 1
+        return True
+
+    def _too_many_isolated(self, lruvec: Lruvec, sc: ScanControl) -> bool:
+        """Have direct reclaimers taken so much that what is left is no measure? Kswapd goes on all the same.
+
+        6.1 puts the limit lower for callers with __GFP_IO and __GFP_FS, so that the others do not wait for them.
+        """
+        if sc.kswapd:
+            return False
+        shift = self._isolated_shift if sc.gfp_mask & GFP_IO and sc.gfp_mask & GFP_FS else 0
+        return lruvec.nr_isolated_anon > len(lruvec.zone.inactive_anon) >> shift
+
+    def _shrink_page_list(self, pages: list[Page], sc: ScanControl) -> tuple[list[Page], list[Page]]:
+        """`shrink_page_list`: the pages that can be freed now, and the others."""
         may_io = sc.may_io
         freed: list[Page] = []
+        kept: list[Page] = []
         for page in pages:
             if page.writeback:
-                page.reclaim = True
-                sc.nr_writeback += 1
-                inactive[page] = None
+                self._still_in_writeback(page, sc)
             elif page.locked or page.pins:
-                inactive[page] = None
-            elif page.young or (not page.swap_entry and may_io and not self.cache.add_to_swap(page, sc.current)):
-                page.young = False
-                page.active = True
-                active[page] = None
-                self.vmstat.pgactivate += 1
-            elif page.dirty and not may_io:
-                inactive[page] = None
+                pass
+            elif page.young:
+                self._page_referenced(page)
+            elif not page.swap_entry and may_io and not self.cache.add_to_swap(page, sc.current):
+                self._activate(page)
             elif page.dirty:
-                self._pageout(page, sc)
-                inactive[page] = None
+                if may_io:
+                    self._pageout(page, sc)
             else:
                 self._try_to_unmap(page)
                 self.cache.delete_from_swap_cache(page)
                 page.lru = False
                 freed.append(page)
-        return freed
+                continue
+            kept.append(page)
+        return freed, kept
+
+    def _still_in_writeback(self, page: Page, sc: ScanControl) -> None:
+        """Its end is to move the page to where the next scan begins; 6.1 keeps it out of the way until then."""
+        if page.reclaim and sc.kswapd and self.pgdat.writeback:
+            sc.nr_immediate += 1
+        else:
+            page.reclaim = True
+            sc.nr_writeback += 1
+        if self.rules.writeback_activates:
+            self._activate(page)
+
+    def _page_referenced(self, page: Page) -> None:
+        """`page_check_references`: a page that starts active is used again; one that starts inactive must be twice."""
+        page.young = False
+        if self.rules.anon_starts_active or page.referenced:
+            self._activate(page)
+        page.referenced = True
+
+    def _activate(self, page: Page) -> None:
+        page.active = True
+        self.vmstat.pgactivate += 1
 
     def _pageout(self, page: Page, sc: ScanControl) -> None:
         """`try_to_unmap` and `pageout`: the write itself goes out with the batch."""
         self._try_to_unmap(page)
-        page.dirty = False
+        page.dirty = page.referenced = False
         page.reclaim = page.writeback = True
         self.vmstat.nr_writeback += 1
         self.vmstat.nr_vmscan_write += 1
@@ -276,3 +260,28 @@ class Vmscan:
         vma.ptes[page.index] = entry
         vma.owner.rss -= 1
         page.mapping = None
+
+    async def _write_isolated(self, lruvec: Lruvec, kept: list[Page], sc: ScanControl) -> None:
+        """Submit the batch's writes. Meanwhile, and that may be long, its pages are on no list (`nr_isolated_anon`)."""
+        writes, sc.writes = sc.writes, []
+        for page in kept:
+            page.lru = False
+            page.pins += 1
+        lruvec.nr_isolated_anon += len(kept)
+        self.vmstat.nr_isolated_anon += len(kept)
+        try:
+            await self.swap_io.swap_writepages(writes, sc.current.nice)
+        finally:
+            lruvec.nr_isolated_anon -= len(kept)
+            self.vmstat.nr_isolated_anon -= len(kept)
+            for page in kept:
+                page.lru = True
+            _putback_lru_pages(lruvec, kept)
+            for page in kept:
+                self.swap_io.put_page(page)
+
+
+def _putback_lru_pages(lruvec: Lruvec, pages: list[Page]) -> None:
+    active, inactive = lruvec.zone.active_anon, lruvec.zone.inactive_anon
+    for page in pages:
+        (active if page.active else inactive)[page] = None

@@ -9,10 +9,14 @@ GAUGES = (
     "nr_active_anon",
     "nr_inactive_anon",
     "nr_slab_unreclaimable",
+    "nr_isolated_anon",
     "nr_writeback",
+    "nr_bdi_congested",
     "nr_throttled",
 )
-"""`nr_throttled` is the model's own: tasks asleep on pfmemalloc_wait."""
+"""`nr_bdi_congested` is a variable of the kernel (3.6), 1 while the queue of writes is congested. `nr_throttled` is the
+model's own: tasks asleep on pfmemalloc_wait.
+"""
 
 EVENTS = (
     "pgalloc",
@@ -21,11 +25,16 @@ EVENTS = (
     "pgmajfault",
     "pgactivate",
     "pgdeactivate",
+    "pgrefill",
+    "pgscan_anon",
+    "pgsteal_anon",
     "pgscan_kswapd",
     "pgscan_direct",
     "pgsteal_kswapd",
     "pgsteal_direct",
     "pgscan_direct_throttle",
+    "pgpgin",
+    "pgpgout",
     "pswpin",
     "pswpout",
     "swap_ra",
@@ -33,7 +42,11 @@ EVENTS = (
     "allocstall",
     "pageoutrun",
     "kswapd_wake",
+    "kswapd_low_wmark_hit_quickly",
+    "kswapd_high_wmark_hit_quickly",
+    "kswapd_skip_congestion_wait",
     "nr_vmscan_write",
+    "nr_throttled_written",
     "oom_kill",
     "page_allocation_failure",
 )
@@ -50,6 +63,16 @@ RESERVE_EVENTS = (
     "slab_fast_path_refused",
     "no_watermark_slabs",
     "slab_pfmemalloc_mismatch",
+    "mempolicy_ignored",
+    "mempolicy_kept",
+    "wmark_setups_serialized",
+    "wmark_setups_torn",
+    "slab_partial_leaked",
+    "slab_pfmemalloc_cleared",
+    "slab_untagged_leaked",
+    "slab_misaligned_objects",
+    "slab_inlined",
+    "slab_not_inlined",
     "throttle_low_reserve",
     "throttle_waits",
     "throttle_uncounted",
@@ -69,7 +92,9 @@ class VmStat:
     nr_active_anon: int
     nr_inactive_anon: int
     nr_slab_unreclaimable: int
+    nr_isolated_anon: int
     nr_writeback: int
+    nr_bdi_congested: int
     nr_throttled: int
     pgalloc: int
     pgfree: int
@@ -77,11 +102,16 @@ class VmStat:
     pgmajfault: int
     pgactivate: int
     pgdeactivate: int
+    pgrefill: int
+    pgscan_anon: int
+    pgsteal_anon: int
     pgscan_kswapd: int
     pgscan_direct: int
     pgsteal_kswapd: int
     pgsteal_direct: int
     pgscan_direct_throttle: int
+    pgpgin: int
+    pgpgout: int
     pswpin: int
     pswpout: int
     swap_ra: int
@@ -89,7 +119,11 @@ class VmStat:
     allocstall: int
     pageoutrun: int
     kswapd_wake: int
+    kswapd_low_wmark_hit_quickly: int
+    kswapd_high_wmark_hit_quickly: int
+    kswapd_skip_congestion_wait: int
     nr_vmscan_write: int
+    nr_throttled_written: int
     oom_kill: int
     page_allocation_failure: int
     no_watermark_allocs: int
@@ -103,6 +137,16 @@ class VmStat:
     slab_fast_path_refused: int
     no_watermark_slabs: int
     slab_pfmemalloc_mismatch: int
+    mempolicy_ignored: int
+    mempolicy_kept: int
+    wmark_setups_serialized: int
+    wmark_setups_torn: int
+    slab_partial_leaked: int
+    slab_pfmemalloc_cleared: int
+    slab_untagged_leaked: int
+    slab_misaligned_objects: int
+    slab_inlined: int
+    slab_not_inlined: int
     throttle_low_reserve: int
     throttle_waits: int
     throttle_uncounted: int

@@ -2,24 +2,29 @@
 
 Below `low` kswapd works; below `min` ordinary requests wait; below half of `min` direct reclaimers are throttled
 (patch 15); below 3/8 of `min` even GFP_ATOMIC fails and only PF_MEMALLOC and __GFP_MEMALLOC go on, down to zero.
+Each zone of low memory has its share of min_free_kbytes; a HIGHMEM zone has a small minimum of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
+from testbed.mm.zone_layout import ZoneSpan, ZoneType, zone_spans
+from testbed.rules import LINUX_3_6, LINUX_6_1, V9, Rules
+
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
-SERIES = ("3.6", "6.1")
+SERIES = {"3.6": LINUX_3_6, "6.1": LINUX_6_1}
 MIN_FREE_KBYTES_FLOOR = 128
-MIN_FREE_KBYTES_CEILING = {"3.6": 65536, "6.1": 262144}
-WATERMARK_SCALE_FACTOR = 10
+HIGHMEM_MIN_FLOOR = 32
+HIGHMEM_MIN_CEILING = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Watermarks:
-    """Watermarks of one zone, in pages (`min_free_kbytes` in KiB)."""
+    """Watermarks of one zone, or their sums, in pages (`min_free_kbytes` in KiB)."""
 
     min_free_kbytes: int
     min: int
@@ -38,31 +43,60 @@ class Watermarks:
         return reduced - reduced // 4
 
 
-def default_min_free_kbytes(lowmem_kbytes: int, series: str = "3.6") -> int:
+def default_min_free_kbytes(lowmem_kbytes: int, rules: Rules = V9) -> int:
     """The kernel's own choice for `lowmem_kbytes` KiB of low memory."""
     wanted = isqrt(16 * lowmem_kbytes)
-    return max(MIN_FREE_KBYTES_FLOOR, min(wanted, MIN_FREE_KBYTES_CEILING[series]))
+    return max(MIN_FREE_KBYTES_FLOOR, min(wanted, rules.min_free_kbytes_ceiling))
 
 
-def compute(managed_pages: int, min_free_kbytes: int | None = None, series: str = "3.6") -> Watermarks:
-    """Watermarks of a machine whose memory is one low zone of `managed_pages` pages.
+def lowmem(spans: Sequence[ZoneSpan]) -> int:
+    """Pages of the zones below HIGHMEM."""
+    return sum(span.pages for span in spans if span.kind < ZoneType.HIGHMEM)
+
+
+def zone_watermarks(span: ZoneSpan, lowmem_pages: int, min_free_kbytes: int, rules: Rules = V9) -> Watermarks:
+    """The watermarks of one zone of a machine that has `lowmem_pages` pages below HIGHMEM."""
+    pages_min = min_free_kbytes >> (PAGE_SHIFT - 10)
+    share = pages_min * span.pages // lowmem_pages
+    wmark_min = share
+    if span.kind == ZoneType.HIGHMEM:
+        wmark_min = max(HIGHMEM_MIN_FLOOR, min(span.pages // 1024, HIGHMEM_MIN_CEILING))
+    if not rules.watermark_scale_factor:
+        return Watermarks(min_free_kbytes, wmark_min, wmark_min + share // 4, wmark_min + share // 2)
+    gap = max(share // 4, span.pages * rules.watermark_scale_factor // 10000)
+    return Watermarks(min_free_kbytes, wmark_min, wmark_min + gap, wmark_min + 2 * gap)
+
+
+def setup_per_zone_wmarks(
+    spans: Sequence[ZoneSpan], min_free_kbytes: int | None = None, rules: Rules = V9
+) -> list[Watermarks]:
+    """The watermarks of each zone of a machine.
 
     Raises:
-        ValueError: an unknown series, or a min_free_kbytes that leaves no memory to allocate.
+        ValueError: a min_free_kbytes that leaves a zone no memory to allocate.
     """
-    if series not in SERIES:
-        raise ValueError(f"unknown series {series!r}: choose one of {', '.join(SERIES)}")
-    kbytes_of_memory = managed_pages * PAGE_SIZE // 1024
+    lowmem_pages = lowmem(spans)
     if min_free_kbytes is None:
-        min_free_kbytes = default_min_free_kbytes(kbytes_of_memory, series)
-    wmark_min = min_free_kbytes >> (PAGE_SHIFT - 10)
-    if series == "3.6":
-        low, high = wmark_min + wmark_min // 4, wmark_min + wmark_min // 2
-    else:
-        gap = max(wmark_min // 4, managed_pages * WATERMARK_SCALE_FACTOR // 10000)
-        low, high = wmark_min + gap, wmark_min + 2 * gap
-    if min_free_kbytes <= 0 or high >= managed_pages:
-        raise ValueError(
-            f"min_free_kbytes of {min_free_kbytes} does not suit a machine with {kbytes_of_memory} KiB of memory"
-        )
-    return Watermarks(min_free_kbytes, wmark_min, low, high)
+        min_free_kbytes = default_min_free_kbytes(lowmem_pages * PAGE_SIZE // 1024, rules)
+    marks = [zone_watermarks(span, lowmem_pages, min_free_kbytes, rules) for span in spans]
+    roomy = bool(spans) and all(mark.high < span.pages for mark, span in zip(marks, spans, strict=True))
+    if min_free_kbytes <= 0 or not roomy:
+        kbytes = sum(span.pages for span in spans) * PAGE_SIZE // 1024
+        raise ValueError(f"min_free_kbytes of {min_free_kbytes} does not suit a machine with {kbytes} KiB of memory")
+    return marks
+
+
+def compute(
+    pages: int, min_free_kbytes: int | None = None, rules: Rules = V9, zones: str = "normal", nodes: int = 1
+) -> Watermarks:
+    """The watermarks of a machine with `pages` pages: the sums over its low memory, which the reserve is made of.
+
+    Raises:
+        ValueError: an unknown layout, or a min_free_kbytes that leaves no memory to allocate.
+    """
+    spans = zone_spans(pages, zones, nodes)
+    marks = setup_per_zone_wmarks(spans, min_free_kbytes, rules)
+    low = [mark for mark, span in zip(marks, spans, strict=True) if span.kind < ZoneType.HIGHMEM]
+    return Watermarks(
+        low[0].min_free_kbytes, sum(mark.min for mark in low), sum(mark.low for mark in low), sum(m.high for m in low)
+    )

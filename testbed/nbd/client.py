@@ -6,7 +6,10 @@ read under way.
 """
 
 import contextlib
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Sequence
 from itertools import islice
 
@@ -115,6 +118,10 @@ class NbdClient:
             raise NbdDisconnected("the NBD server closed the connection")
         self.bytes_received += count
         return self._protocol.received(count)
+
+    def unacknowledged(self) -> int:
+        """Bytes handed to the kernel that the peer's TCP has not acknowledged yet (SIOCOUTQ)."""
+        return int(struct.unpack("i", fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
 
     def close(self) -> None:
         self.sock.close()

@@ -8,6 +8,7 @@ receive buffer, queue. Each frame ends in exactly one `DropReason`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
 from testbed.net.drop_reason import DropReason
+from testbed.net.gro import merge
 from testbed.net.skbuff import SkbColumns, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -25,10 +27,14 @@ ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
 ETH_P_IPV6 = 0x86DD
 ETH_P_8021Q = 0x8100
+ETH_P_8021AD = 0x88A8
 ETH_P_IPX = 0x8137
 
 SKB_PFMEMALLOC_PROTOCOLS = frozenset({ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_8021Q})
-"""Protocols that may be processed in reserve memory (`skb_pfmemalloc_protocol`, patch 12)."""
+"""Protocols that may be processed in reserve memory (`skb_pfmemalloc_protocol`, patch 12).
+
+These hosts have handlers for exactly these; only packet sockets may be bound to others.
+"""
 
 NAPI_POLL_WEIGHT = 64
 
@@ -37,6 +43,7 @@ PFMEMALLOC = int(DropReason.PFMEMALLOC)
 UNHANDLED_PROTO = int(DropReason.UNHANDLED_PROTO)
 SOCKET_RCVBUFF = int(DropReason.SOCKET_RCVBUFF)
 RX_MISSED = int(DropReason.RX_MISSED)
+RX_NOMEM = int(DropReason.RX_NOMEM)
 
 Receiver = Sock | TcpReceiveQueue | None
 """Who a frame is for: a datagram socket, a TCP socket, or None for the stack itself (ARP, ICMP, no socket)."""
@@ -60,11 +67,12 @@ class RxBatch:
     """Frames in order of arrival: frame i is of the kind `kinds[codes[i]]`. The lists have one entry for each frame.
 
     `segments` is how many wire frames a GSO frame stands for and `gso_size` the bytes of data in each but the last;
-    `end_seq` the stream offset at which a TCP frame's data ends. The receive path fills `verdicts`, and `cut` for a
+    `end_seq` the stream offset at which a TCP frame's data ends. `lengths` are the frames' own, bytes, if the driver
+    copies short ones. The receive path fills `verdicts`, and `cut` for a
     GSO frame of which only some segments (True) got through.
     """
 
-    __slots__ = ("codes", "cut", "end_seq", "gso_size", "kinds", "segments", "verdicts")
+    __slots__ = ("codes", "cut", "end_seq", "gso_size", "kinds", "lengths", "segments", "verdicts")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -88,6 +96,7 @@ class RxBatch:
         self.segments = segments
         self.end_seq = end_seq
         self.gso_size = gso_size
+        self.lengths: Sequence[int] | None = None
         self.verdicts: list[int] = []
         self.cut: dict[int, list[bool]] = {}
 
@@ -108,6 +117,9 @@ class NetDevice:
     Args:
         ring_size: receive descriptors.
         tally: told how many frames ended where, once for each poll.
+        copybreak: frames of up to so many bytes are copied into a small skb of their own, and the buffer stays where
+            it is.
+        gro: the segments of a GSO frame, each in a buffer of its own, are merged before they go up the stack.
     """
 
     def __init__(
@@ -117,6 +129,9 @@ class NetDevice:
         netstat: NetStat,
         ring_size: int,
         tally: Callable[[Tally], None],
+        *,
+        copybreak: int = 0,
+        gro: bool = False,
     ) -> None:
         self.skb_memory = skb_memory
         self.socket_memory = socket_memory
@@ -124,7 +139,17 @@ class NetDevice:
         self.switches = socket_memory.switches
         self.ring_size = ring_size
         self.ring = skb_memory.no_rx_skbs()
+        self.copybreak = copybreak
+        self.gro = gro
         self.ptype_all: list[Sock] = []
+        self.ptype_base: dict[int, list[Sock]] = {}
+        """Packet sockets bound to one protocol, by its EtherType."""
+        self.rx_handler: Callable[[SkBuff], bool] | None = None
+        """A bridge's: True if it has taken the skb."""
+        rules = self.switches.rules
+        self._protocols = SKB_PFMEMALLOC_PROTOCOLS | ({ETH_P_8021AD} if rules.protocol_8021ad else frozenset())
+        self._needs_memalloc_socks = rules.receive_needs_memalloc_socks
+        self._pfmemalloc_drop_is_rcvbuf_error = rules.pfmemalloc_drop_is_rcvbuf_error
         self.softirq = Task("softirq")
         self.softirq.serving_softirq = True
         self.last_pfmemalloc = False
@@ -143,11 +168,15 @@ class NetDevice:
     def receive(self, batch: RxBatch) -> None:
         """Take a batch off the wire, NAPI poll by NAPI poll, refilling the ring after each."""
         self._counts = {}
-        if batch.segments is None and batch.end_seq is None and not self.ptype_all:
+        if batch.segments is None and batch.end_seq is None and not self._looks_at_each():
             self._receive_plain(batch)
         else:
             self._receive_each(batch)
         self._tally(self._counts)
+
+    def _looks_at_each(self) -> bool:
+        """Whether there is somebody who may want any frame, so that none can be settled with others like it."""
+        return bool(self.ptype_all or self.ptype_base or self.rx_handler or self.copybreak)
 
     def _receive_plain(self, batch: RxBatch) -> None:
         """A batch of single frames without taps: polls are settled kind by kind, where that comes to the same."""
@@ -215,7 +244,7 @@ class NetDevice:
         verdicts = []
         for kind, pfmemalloc, count in groups:
             receiver = kind.receiver
-            if kind.protocol not in SKB_PFMEMALLOC_PROTOCOLS:
+            if kind.protocol not in self._protocols:
                 verdicts.append(UNHANDLED_PROTO)
             elif receiver is None:
                 verdicts.append(DELIVERED)
@@ -240,8 +269,7 @@ class NetDevice:
         if verdict == UNHANDLED_PROTO:
             netstat.rx_dropped += count
         elif verdict == PFMEMALLOC:
-            netstat.PFMemallocDrop += count
-            netstat.InErrors += count
+            self._count_pfmemalloc_drop(count)
         elif verdict == SOCKET_RCVBUFF:
             netstat.RcvbufErrors += count
             netstat.InErrors += count
@@ -275,8 +303,8 @@ class NetDevice:
         self.alloc_rx_buffers()
 
     def _single_datagrams(self, batch: RxBatch) -> bytes:
-        """1 for each frame that is one segment, not TCP's, and not wanted by a tap."""
-        if self.ptype_all:
+        """1 for each frame that is one segment, not TCP's, and not to be looked at by itself."""
+        if self._looks_at_each():
             return bytes(len(batch))
         plain = np.array([not isinstance(kind.receiver, TcpReceiveQueue) for kind in batch.kinds], np.bool_)
         alone: npt.NDArray[np.bool_] = plain[batch.codes]
@@ -293,7 +321,10 @@ class NetDevice:
                 batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
 
     def _receive_frame(self, batch: RxBatch, index: int, wanted: int) -> None:
-        """One frame, segment by segment unless all of them are queued."""
+        """One frame, segment by segment unless all of them are merged or queued."""
+        if self.gro and 1 < wanted <= len(self.ring):
+            batch.verdicts.append(self._receive_merged(batch, index, wanted))
+            return
         if self._tcp_v4_rcv_whole(batch, index, wanted):
             batch.verdicts.append(DELIVERED)
             return
@@ -302,18 +333,26 @@ class NetDevice:
         if verdicts.count(verdicts[0]) != wanted:
             self._cut(batch, index, verdicts)
 
+    def _receive_merged(self, batch: RxBatch, index: int, wanted: int) -> int:
+        """All segments of a frame as one skb."""
+        self.netstat.rx_packets += wanted
+        skb = merge(self.skb_memory, self.ring.take(wanted))
+        return self._netif_receive_skb(skb, batch, index)
+
     def _tcp_v4_rcv_whole(self, batch: RxBatch, index: int, wanted: int) -> bool:
         """`tcp_v4_rcv` for all segments of a frame; False, with nothing done, unless each is new and finds room."""
         kind = batch.kinds[batch.codes[index]]
         queue, ring = kind.receiver, self.ring
-        if not isinstance(queue, TcpReceiveQueue) or batch.end_seq is None or self.ptype_all or len(ring) < wanted:
+        if not isinstance(queue, TcpReceiveQueue) or batch.end_seq is None or len(ring) < wanted:
+            return False
+        if self._looks_at_each():
             return False
         step = batch.gso_size[index] if wanted > 1 and batch.gso_size is not None else 0
         first_end = batch.end_seq[index] - (wanted - 1) * step
         room = queue.sk.rcvbuf - queue.sk.rmem_alloc
         reserve = ring.pfmemalloc.count(1, 0, wanted)
         filtered = reserve and not queue.sk.memalloc and self.switches.skb_pfmemalloc
-        listed = kind.protocol in SKB_PFMEMALLOC_PROTOCOLS
+        listed = kind.protocol in self._protocols
         if first_end <= queue.copied_seq or wanted * ring.truesize > room or filtered or not listed:
             return False
         self.netstat.rx_packets += wanted
@@ -331,8 +370,24 @@ class NetDevice:
             self._count(RX_MISSED, batch.kinds[batch.codes[index]].name, False)
             self.netstat.rx_missed += 1
             return RX_MISSED
+        length = 0 if batch.lengths is None else batch.lengths[index]
+        skb = self._rx_copy(length) if 0 < length <= self.copybreak else self.ring.popleft()
+        if skb is None:
+            self._count(RX_NOMEM, batch.kinds[batch.codes[index]].name, False)
+            self.netstat.rx_dropped += 1
+            return RX_NOMEM
         self.netstat.rx_packets += 1
-        return self._netif_receive_skb(self.ring.popleft(), batch, index, followers)
+        return self._netif_receive_skb(skb, batch, index, followers)
+
+    def _rx_copy(self, length: int) -> SkBuff | None:
+        """The skb for a copy of a short frame, allocated only now; the descriptor keeps its buffer in any case."""
+        gfp_mask = self.skb_memory.rx_gfp_mask(GFP_ATOMIC, self.socket_memory.memalloc_socks)
+        skb = self.skb_memory.alloc_skb(length, gfp_mask, self.softirq)
+        if skb is not None:
+            self.netstat.rx_skb_pfmemalloc += skb.pfmemalloc
+        elif not self.switches.skb_pfmemalloc:
+            self.netstat.rx_skb_reserve_refused += 1
+        return skb
 
     def _cut(self, batch: RxBatch, index: int, verdicts: list[int]) -> None:
         """Some segments of a GSO frame got through and some did not."""
@@ -352,62 +407,84 @@ class NetDevice:
         counts = self._counts
         counts[key] = counts.get(key, 0) + frames
 
-    def _count_reserve(self, frames: int) -> None:
-        """Count frames in reserve memory by what patch 12 makes of them."""
-        if not frames or not self.socket_memory.memalloc_socks:
-            return
+    def _count_reserve(self, frames: int) -> bool:
+        """Whether patch 12 makes something of frames in reserve memory; counts them either way."""
+        if not frames or (self._needs_memalloc_socks and not self.socket_memory.memalloc_socks):
+            return False
         if self.switches.receive_pf_memalloc:
             self.netstat.receive_pf_memalloc += frames
-        else:
-            self.netstat.receive_pf_memalloc_skipped += frames
+            return True
+        self.netstat.receive_pf_memalloc_skipped += frames
+        return False
+
+    def _count_pfmemalloc_drop(self, datagrams: int) -> None:
+        """Count datagrams that `sk_filter` dropped: its -ENOMEM used to look like a full receive buffer."""
+        self.netstat.PFMemallocDrop += datagrams
+        self.netstat.InErrors += datagrams
+        if self._pfmemalloc_drop_is_rcvbuf_error:
+            self.netstat.RcvbufErrors += datagrams
 
     def _netif_receive_skb(self, skb: SkBuff, batch: RxBatch, index: int, followers: int = 0) -> int:
-        """`__netif_receive_skb` for one skb: its verdict. The skb is freed or queued here."""
-        protocol, receiver, name = batch.kinds[batch.codes[index]]
-        pfmemalloc = skb.pfmemalloc
-        verdict = self._check_protocol(skb, protocol)
-        if verdict == DELIVERED:
-            if receiver is None:
-                self.skb_memory.kfree_skb(skb)
-            elif receiver.__class__ is Sock:
-                verdict = self._sock_queue_rcv_skb(receiver, skb)
-            else:
-                verdict = self._tcp_v4_rcv(receiver, skb, batch, index, followers)
-        self._count(verdict, name, pfmemalloc)
+        """`__netif_receive_skb` for one skb: its verdict. The skb is freed, queued or handed on here.
+
+        With patch 12 all of it runs with PF_MEMALLOC if the skb lies in reserve memory.
+        """
+        kind = batch.kinds[batch.codes[index]]
+        pfmemalloc, frames, pflags = skb.pfmemalloc, skb.gso_segs, self.softirq.pf_memalloc
+        reserve = self._count_reserve(frames if pfmemalloc else 0)
+        self.softirq.pf_memalloc |= reserve
+        self._deliver_to_taps(skb, reserve)
+        if reserve and kind.protocol not in self._protocols:
+            verdict = self._unhandled(skb)
+        elif self.rx_handler is not None and self.rx_handler(skb):
+            verdict = DELIVERED
+        else:
+            verdict = self._deliver_skb(skb, batch, index, followers)
+        self.softirq.pf_memalloc = pflags
+        self._count(verdict, kind.name, pfmemalloc, frames)
         return verdict
 
-    def _check_protocol(self, skb: SkBuff, protocol: int) -> int:
-        """The part before the protocol handlers: PF_MEMALLOC, taps, protocol list (patch 12)."""
-        reserve = skb.pfmemalloc and self.socket_memory.memalloc_socks > 0
-        if reserve and self.switches.receive_pf_memalloc:
-            self.netstat.receive_pf_memalloc += 1
+    def _deliver_to_taps(self, skb: SkBuff, reserve: bool) -> None:
+        """Packet sockets that see everything (`ptype_all`) do not see the reserve."""
+        if reserve:
             self.netstat.tap_skipped += bool(self.ptype_all)
-        else:
-            self.netstat.receive_pf_memalloc_skipped += reserve
-            if self.ptype_all:
-                self._deliver_to_taps(skb)
-        if protocol in SKB_PFMEMALLOC_PROTOCOLS:
-            return DELIVERED
-        self.netstat.rx_dropped += 1
+        elif self.ptype_all:
+            self._packet_rcv(self.ptype_all, skb)
+
+    def _unhandled(self, skb: SkBuff) -> int:
+        self.netstat.rx_dropped += skb.gso_segs
         self.skb_memory.kfree_skb(skb)
         return UNHANDLED_PROTO
 
-    def _deliver_to_taps(self, skb: SkBuff) -> None:
-        """Packet sockets that see everything (`ptype_all`) queue a clone within their receive buffer."""
-        for tap in self.ptype_all:
-            if tap.rmem_alloc + skb.truesize > tap.rcvbuf:
+    def _packet_rcv(self, sockets: Sequence[Sock], skb: SkBuff) -> None:
+        """`packet_rcv`: each packet socket queues a clone within its receive buffer. It has no test for the reserve."""
+        for sk in sockets:
+            if sk.rmem_alloc + skb.truesize > sk.rcvbuf:
                 continue
             clone = self.skb_memory.skb_clone(skb, GFP_ATOMIC, self.softirq)
             if clone is not None:
-                tap.rmem_alloc += clone.truesize
-                tap.receive_queue.append(clone)
+                sk.rmem_alloc += clone.truesize
+                sk.receive_queue.append(clone)
+
+    def _deliver_skb(self, skb: SkBuff, batch: RxBatch, index: int, followers: int) -> int:
+        """`deliver_skb`: packet sockets bound to the protocol, then its handler and the socket that it finds."""
+        protocol, receiver, _name = batch.kinds[batch.codes[index]]
+        bound = self.ptype_base.get(protocol, ())
+        self._packet_rcv(bound, skb)
+        if protocol not in self._protocols and not bound:
+            return self._unhandled(skb)
+        if receiver is None:
+            self.skb_memory.kfree_skb(skb)
+            return DELIVERED
+        if isinstance(receiver, Sock):
+            return self._sock_queue_rcv_skb(receiver, skb)
+        return self._tcp_v4_rcv(receiver, skb, batch, index, followers)
 
     def _sock_queue_rcv_skb(self, sk: Sock, skb: SkBuff) -> int:
         """`sock_queue_rcv_skb` of a datagram socket: filter, receive buffer, queue."""
         netstat = self.netstat
         if skb.pfmemalloc and not self.socket_memory.sk_filter(sk, skb):
-            netstat.PFMemallocDrop += 1
-            netstat.InErrors += 1
+            self._count_pfmemalloc_drop(1)
             self.skb_memory.kfree_skb(skb)
             return PFMEMALLOC
         if sk.rmem_alloc + skb.truesize > sk.rcvbuf:
@@ -423,14 +500,14 @@ class NetDevice:
     def _tcp_v4_rcv(self, queue: TcpReceiveQueue, skb: SkBuff, batch: RxBatch, index: int, followers: int) -> int:
         """`tcp_v4_rcv`: filter, receive buffer, queue until the reader has copied the data."""
         if not self.socket_memory.sk_filter(queue.sk, skb):
-            self.netstat.PFMemallocDrop += 1
+            self.netstat.PFMemallocDrop += skb.gso_segs
             self.skb_memory.kfree_skb(skb)
             return PFMEMALLOC
         end_seq = batch.end_seq[index] if batch.end_seq is not None else 0
         if followers and batch.gso_size is not None:
             end_seq -= followers * batch.gso_size[index]
         if end_seq > queue.copied_seq and queue.sk.rmem_alloc + skb.truesize > queue.sk.rcvbuf:
-            self.netstat.TCPRcvQDrop += 1
+            self.netstat.TCPRcvQDrop += skb.gso_segs
             self.skb_memory.kfree_skb(skb)
             return SOCKET_RCVBUFF
         self.last_pfmemalloc = skb.pfmemalloc
@@ -445,12 +522,11 @@ class NetDevice:
         self.skb_memory.kfree_skbs(skbs)
 
     def close(self) -> None:
-        """Free the ring's buffers and what taps hold."""
+        """Free the ring's buffers and what packet sockets hold."""
         self.skb_memory.kfree_columns(self.ring.take(len(self.ring)))
-        for tap in self.ptype_all:
-            self.skb_memory.kfree_skbs(list(tap.receive_queue))
-            tap.receive_queue.clear()
-            tap.rmem_alloc = 0
+        for sk in chain(self.ptype_all, *self.ptype_base.values()):
+            self.read_datagrams(sk, len(sk.receive_queue))
+        self.skb_memory.drain()
 
 
 def _is_queued(kind: Kind, verdict: int) -> bool:

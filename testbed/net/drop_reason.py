@@ -21,6 +21,8 @@ class DropReason(IntEnum):
     """Addressed to another machine, or to a VLAN that this one is not on."""
     TX_NOMEM = 6
     """Outgoing: no memory for the skb."""
+    RX_NOMEM = 7
+    """No memory for the skb that a driver copies a short frame into."""
 
 
 SITES: dict[DropReason, str] = {
@@ -31,5 +33,6 @@ SITES: dict[DropReason, str] = {
     DropReason.RX_MISSED: "rx_ring",
     DropReason.OTHERHOST: "eth_type_trans",
     DropReason.TX_NOMEM: "alloc_skb",
+    DropReason.RX_NOMEM: "netdev_alloc_skb",
 }
 """The place in the kernel that each end is named after."""

@@ -17,6 +17,8 @@ class NetStat:
     """Frames of a protocol that nobody handles, or (patch 12) that may not use the reserve."""
     alloc_rx_buff_failed: int = 0
     """Refills that could not allocate a buffer."""
+    alloc_rx_page_failed: int = 0
+    """Requests of a driver for pages to receive into of which not all could be had."""
     alloc_rx_buff: int = 0
     PFMemallocDrop: int = 0
     InDatagrams: int = 0
@@ -27,6 +29,14 @@ class NetStat:
     """Receive buffers whose data came from the reserve (patch 09)."""
     rx_skb_reserve_refused: int = 0
     """Receive buffers that failed where patch 09 would have tried the reserve."""
+    skb_frag_pfmemalloc: int = 0
+    """Fragments of the reserve that were attached to an skb and marked it (patch 10)."""
+    skb_frag_unmarked: int = 0
+    """Fragments of the reserve that were attached with patch 10 off."""
+    netdev_page_pfmemalloc: int = 0
+    """Pages of the reserve that a driver received into (patch 11)."""
+    netdev_page_reserve_refused: int = 0
+    """Of these, the ones for which patch 11 would have tried the reserve."""
     receive_pf_memalloc: int = 0
     """Skbs processed with PF_MEMALLOC set (patch 12)."""
     receive_pf_memalloc_skipped: int = 0

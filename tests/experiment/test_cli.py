@@ -57,6 +57,18 @@ def test_watermarks(capsys: pytest.CaptureFixture[str]) -> None:
     assert " 1972 pages" in out
 
 
+def test_watermarks_of_each_zone(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = call(capsys, "watermarks", "--memory", "2G", "--zones", "i386")
+    assert status == 0
+    table = [line.split() for line in out.splitlines()[7:]]
+    assert [row[:5] for row in table] == [
+        ["DMA", "4096", "17", "21", "25"],
+        ["Normal", "225280", "939", "1173", "1408"],
+        ["HighMem", "294912", "128", "435", "743"],
+    ]
+    assert table[0][5:] == ["Normal", "880,", "HighMem", "2032"]
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -66,6 +78,7 @@ def test_watermarks(capsys: pytest.CaptureFixture[str]) -> None:
         (["watermarks", "--memory", "much"], "'much' is not a size"),
         (["watermarks", "--memory", "4K"], "does not suit"),
         (["watermarks", "--memory", "2G", "--series", "7"], "invalid choice"),
+        (["watermarks", "--memory", "2G", "--zones", "vax"], "invalid choice"),
         (["run", "missing.py"], "missing.py: No such file or directory"),
         (["run", SWAP_FLOOD, "--without", "0"], "there is no patch 0"),
         (["run", SWAP_FLOOD, "--memory", "1M"], "too small for a receive ring"),
@@ -124,7 +137,7 @@ class Rig:
         self.outcome = outcome
         self.options: list[RunOptions] = []
 
-    def run(self, plan: Plan, options: RunOptions) -> Result:
+    def run(self, plan: Plan, options: RunOptions, view: object = None) -> Result:
         self.options.append(options)
         if isinstance(self.outcome, Exception):
             raise self.outcome

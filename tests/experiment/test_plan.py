@@ -141,6 +141,20 @@ def test_a_ring_that_can_outgrow_the_half_reserve_is_run_with_a_warning() -> Non
     assert "256 ring buffers takes 144 pages, more than the 128" in warning
 
 
+@pytest.mark.parametrize(("driver", "pages"), [("linear", None), ("frag", None), ("page", 152)])
+def test_a_driver_that_takes_more_for_a_frame_needs_a_smaller_ring(driver: str, pages: int | None) -> None:
+    warnings = resolve(build(client={"driver": driver})).warnings
+    assert [f"takes {pages} pages" in line for line in warnings] == [True] * (pages is not None)
+    assert resolve(build(client={"driver": driver, "ring": 64})).warnings == ()
+
+
+def test_what_a_client_says_of_its_nic_reaches_its_process() -> None:
+    (client,) = resolve(build(client={"driver": "frag", "copybreak": 256, "tap": "1M", "gro": True})).clients
+    assert (client.driver, client.copybreak, client.tap, client.gro) == ("frag", 256, 1 << 20, True)
+    (usual,) = resolve(build()).clients
+    assert (usual.driver, usual.copybreak, usual.tap, usual.gro) == ("linear", 0, None, False)
+
+
 def test_a_swap_area_too_small_for_the_workload() -> None:
     topology = build(server={"size": "128M"}, workload=LinearTouch(total="128M"))
     assert "server: a swap area of 128M is too small for the workload of client" in refusal(topology)

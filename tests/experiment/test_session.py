@@ -13,11 +13,11 @@ import pytest
 from testbed import Bystander, UdpFlood
 from testbed.experiment import session
 from testbed.experiment.arguments import RunOptions, parse_run
+from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.evidence import RunEvidence
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.result import decode
-from testbed.experiment.run import RunRecord
 from testbed.hosts.messages import Event, Sample
 from testbed.lab.errors import LabError
 from tests.experiment import witness
@@ -27,6 +27,28 @@ from tests.experiment.small import build
 @pytest.fixture
 def plan() -> Plan:
     return resolve(build(flood=UdpFlood()))
+
+
+def test_a_patch_without_its_base_is_named_in_the_warnings(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig(monkeypatch, STARTED)
+    forced = session.run(plan, options(tmp_path / "forced", "--without", "15", "--force"))
+    assert [line for line in forced.warnings if line not in plan.warnings] == [
+        "patch 16 is on without patch 15, which it builds on: nobody is throttled, so there is nothing to count"
+    ]
+    whole = session.run(plan, options(tmp_path / "whole", "--without", "15,16"))
+    assert whole.warnings == list(plan.warnings)
+
+
+def test_what_the_tasks_did_and_when_they_stopped(plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig(monkeypatch, STARTED)
+    fine = session.run(plan, options(tmp_path / "fine"))
+    assert (fine.workload.tasks, fine.workload.finished_tasks, fine.stalled_after_s) == (16, 16, None)
+    assert (fine.witnesses["4"].opportunity, fine.witnesses["4"].witness) == (5, 5)
+    stalled = witness.run(witness.client(stall=witness.stall()), workload_started=4.0)
+    rig(monkeypatch, STARTED, evidence=stalled)
+    assert session.run(plan, options(tmp_path / "stalled")).stalled_after_s == 6.0
 
 
 def options(out: Path, *words: str) -> RunOptions:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from testbed.experiment.evidence import Canary, ClientEvidence, Observation, RunEvidence, Stall
-from testbed.patches import PATCHES
+from testbed.patches import ALWAYS_ACTING, PATCHES
 
 ALL_PATCHES = frozenset(PATCHES)
 STALL_LIMIT = 5.0
@@ -95,6 +95,7 @@ def client(**changes: Any) -> ClientEvidence:
     whole = ClientEvidence(
         name="client",
         ring=128,
+        acting=ALWAYS_ACTING,
         report=report(),
         samples=samples(),
         canary_before=Canary(20, 20),
@@ -135,4 +136,5 @@ def stall(during: dict[str, int] | None = None, afterwards: dict[str, int] | Non
         noticed=Observation(15.0, noticed),
         flood_stopped=15.1,
         after=Observation(20.2, noticed | {"allocstall": 800} | (afterwards or {})),
+        scarce=320,
     )

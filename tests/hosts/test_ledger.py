@@ -11,7 +11,7 @@ DELIVERED, MISSED, RESERVE = int(DropReason.DELIVERED), int(DropReason.RX_MISSED
 
 def test_rows_add_up_to_totals_and_know_how_much_memory_was_free() -> None:
     machine = Machine()
-    ledger = Ledger(machine.node.zone)
+    ledger = Ledger(machine.node.page_alloc)
     ledger.tally({(DELIVERED, "udp", False): 5, (RESERVE, "udp", True): 2})
     machine.drain(100)
     ledger.tally({(DELIVERED, "udp", False): 1})
@@ -32,6 +32,6 @@ def test_rows_add_up_to_totals_and_know_how_much_memory_was_free() -> None:
 
 
 def test_an_interval_without_frames_has_no_rows() -> None:
-    ledger = Ledger(Machine().node.zone)
+    ledger = Ledger(Machine().node.page_alloc)
     ledger.close_interval(1)
     assert ledger.take_rows() == []

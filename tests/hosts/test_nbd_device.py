@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import pytest
 
-from testbed.hosts.nbd_device import BLKDEV_MAX_RQ, NBD_REQUEST_SIZE, NbdDevice, merge
+from testbed.hosts.nbd_device import NBD_REQUEST_SIZE, NbdDevice, merge
 from testbed.mm.gfp import ALLOC_NO_WATERMARKS, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
@@ -24,7 +24,7 @@ from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
-from tests.mm.machine import SERIES, VANILLA
+from tests.mm.machine import SERIES, VANILLA, with_rules
 from tests.virtual_time import is_blocked, simulate
 
 
@@ -157,7 +157,7 @@ def with_slot(slot: int) -> Page:
     ],
 )
 def test_only_neighbours_merge_and_no_request_is_longer_than_255_sectors(slots: list[int], lengths: list[int]) -> None:
-    runs = merge([with_slot(slot) for slot in slots])
+    runs = merge([with_slot(slot) for slot in slots], 31)
     assert [len(run) for run in runs] == lengths
     assert [page.swap_entry for run in runs for page in run] == sorted(slots)
     assert all(later.swap_entry == page.swap_entry + 1 for run in runs for page, later in pairwise(run))
@@ -222,7 +222,7 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
         pages = rig.dirty_pages(130, step=2)
         submit = asyncio.create_task(rig.device.submit_write(pages[:128], 0))
         assert not await is_blocked(submit, 1)
-        assert len(rig.device.in_flight) == BLKDEV_MAX_RQ == 128
+        assert len(rig.device.in_flight) == 128
         late = [asyncio.create_task(rig.device.submit_write([page], 0)) for page in pages[128:]]
         assert all([await is_blocked(writer, 60) for writer in late])
         read = rig.dirty_pages(1)
@@ -232,6 +232,34 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
         assert await is_blocked(late[1], 60)
         rig.answer(9)
         assert not await is_blocked(late[1], 1)
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("max_sectors_kb", "lengths"), [(127.5, [31, 9]), (1280, [40]), (16, [4] * 10)])
+def test_a_request_is_as_long_as_the_kernel_allows(
+    client: FakeClient, max_sectors_kb: float, lengths: list[int]
+) -> None:
+    async def main() -> None:
+        rig = Rig(client, with_rules(max_sectors_kb=max_sectors_kb))
+        await rig.device.submit_write(rig.dirty_pages(40), 0)
+        await asyncio.sleep(1)
+        assert [request[3] for request in client.requests] == lengths
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(
+    ("shared_tags", "nr_requests", "waits"), [(False, 4, False), (True, 4, True), (True, 5, False)]
+)
+def test_readers_wait_for_writers_only_when_they_share_tags(
+    client: FakeClient, shared_tags: bool, nr_requests: int, waits: bool
+) -> None:
+    async def main() -> None:
+        rig = Rig(client, with_rules(shared_tags=shared_tags, nr_requests=nr_requests))
+        await rig.device.submit_write(rig.dirty_pages(4, step=2), 0)
+        read = rig.dirty_pages(1)
+        assert await is_blocked(asyncio.create_task(rig.device.submit_read(read, 0)), 60) == waits
 
     simulate(main())
 

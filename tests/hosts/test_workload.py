@@ -24,7 +24,7 @@ class Bench:
         self.progress = Progress()
         self.events: list[str] = []
         surroundings = Surroundings(
-            self.node.memory, self.ram, 7, self.progress, lambda name, _fields: self.events.append(name)
+            self.node.memory, self.ram, PAGE_SIZE, 7, self.progress, lambda name, _fields: self.events.append(name)
         )
         self.touch = LinearTouch(3, pages, passes, 16, surroundings)
         self.node.oom_killer.tasks.add(self.touch.task)

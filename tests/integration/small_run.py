@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology
+from testbed.experiment.coordinator import Limits, RunRecord
 from testbed.experiment.plan import Overrides, Plan, resolve
-from testbed.experiment.run import Limits, RunRecord, execute
+from testbed.experiment.run import execute
 from testbed.experiment.topology import Flood
 from testbed.hosts.messages import Event, Sample
 from testbed.patches import PATCHES

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from testbed import Bystander, UdpFlood
+from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.plan import Overrides
 from testbed.experiment.result import Check
-from testbed.experiment.run import RunRecord
 from testbed.experiment.topology import (
     ArpFlood,
     EtherTypeFlood,
@@ -66,6 +66,10 @@ def test_without_the_series_the_same_host_deadlocks() -> None:
     record = run_plan(plan, ALL_OFF)
     verdict = judge(record.evidence)
     assert verdict.outcome == "deadlock", [check.evidence for check in verdict.checks]
+    stall, started = record.evidence.clients[0].stall, record.evidence.workload_started
+    assert stall is not None
+    assert started is not None
+    assert 0 <= stall.last_moved.time - started < record.elapsed_s
     evidence = next(check.evidence for check in verdict.checks if check.name == "progress")
     for sign in ("pswpout", "nr_writeback", "allocstall", "RX refill failures"):
         assert sign in evidence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from testbed.mm.gfp import (
     ALLOC_HARDER,
     ALLOC_HIGH,
     ALLOC_NO_WATERMARKS,
+    ALLOC_OOM,
     ALLOC_WMARK_MASK,
     ALLOC_WMARK_MIN,
     GFP_ATOMIC,
@@ -20,10 +22,12 @@ from testbed.mm.gfp import (
     GFP_NOMEMALLOC,
     gfp_pfmemalloc_allowed,
     gfp_to_alloc_flags,
+    reserve_flags,
 )
 from testbed.mm.sched import Task, do_softirq
 from testbed.mm.zone import zone_watermark_ok
 from testbed.patches import Switches
+from testbed.rules import LINUX_3_6, LINUX_6_1, V9, Rules
 from tests.mm.machine import SERIES, VANILLA, only, without
 
 P04 = only(gfp_memalloc=True)
@@ -104,6 +108,41 @@ def test_a_hard_interrupt_over_a_softirq_handler_still_counts_as_serving() -> No
     task = context(SOFTIRQ, pf_memalloc=True)
     task.hardirq = True
     assert allowed(0, task, SERIES)
+
+
+P02 = only(slab_pfmemalloc=True)
+
+
+@pytest.mark.parametrize("task", EVERYBODY, ids=lambda task: task.name)
+@pytest.mark.parametrize("gfp_mask", [GFP_ATOMIC, GFP_NOMEMALLOC, GFP_MEMALLOC, GFP_MEMALLOC | GFP_NOMEMALLOC])
+def test_patch_02_as_posted_asks_only_who_is_running(task: Task, gfp_mask: int) -> None:
+    """But that is about marks: what lets a request below the watermarks is what it was without the patch."""
+    assert allowed(gfp_mask, task, P02) == (task.pf_memalloc or task.memdie)
+    assert reserve_flags(gfp_mask, task, P02) == reserve_flags(gfp_mask, task, VANILLA)
+    for more in (replace(P02, gfp_memalloc=True), replace(P02, softirq_pf_memalloc=True)):
+        assert allowed(gfp_mask, task, more) == bool(reserve_flags(gfp_mask, task, more))
+    assert allowed(gfp_mask, task, replace(P02, rules=LINUX_3_6)) == allowed(gfp_mask, task, VANILLA)
+
+
+@pytest.mark.parametrize(("rules", "expected"), [(V9, ALLOC_NO_WATERMARKS), (LINUX_6_1, ALLOC_OOM)])
+def test_a_victim_gets_all_of_the_reserve_or_half(rules: Rules, expected: int) -> None:
+    victim = context(TASK, memdie=True)
+    switches = replace(SERIES, rules=rules)
+    assert reserve_flags(GFP_KERNEL, victim, switches) == expected
+    assert allowed(GFP_KERNEL, victim, switches)
+    assert reserve_flags(GFP_KERNEL | GFP_MEMALLOC, victim, switches) == ALLOC_NO_WATERMARKS
+    victim.pf_memalloc = True
+    assert reserve_flags(GFP_KERNEL, victim, switches) == ALLOC_NO_WATERMARKS
+
+
+@pytest.mark.parametrize(("rules", "expected"), [(V9, ALLOC_HARDER), (LINUX_6_1, ALLOC_HIGH)])
+def test_a_real_time_task_goes_further_down_while_it_may_sleep(rules: Rules, expected: int) -> None:
+    switches = replace(SERIES, rules=rules)
+    task = Task("rt")
+    task.rt_task = True
+    assert gfp_to_alloc_flags(GFP_KERNEL, task, switches) & (ALLOC_HIGH | ALLOC_HARDER) == expected
+    task.bh_disabled = True
+    assert not gfp_to_alloc_flags(GFP_KERNEL, task, switches) & (ALLOC_HIGH | ALLOC_HARDER)
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -58,7 +58,7 @@ def test_a_sleeping_kswapd_leaves_no_throttled_task_behind() -> None:
         for free in (10, 30, 20, 0):
             await asyncio.sleep(5)
             machine.drain(free)
-            sleeper = asyncio.create_task(node.vmscan.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
+            sleeper = asyncio.create_task(node.vmscan.throttle.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
             await asyncio.sleep(0)
             assert not sleeper.done()
             machine.give_back()
@@ -111,10 +111,10 @@ def test_kswapd_wakes_throttled_tasks_before_the_zone_is_balanced() -> None:
         vma = Vma(Task("owner"), 600)
         for index in range(600):
             await node.memory.handle_mm_fault(vma.owner, vma, index, write=True)
-        node.vmscan.shrink_active_list(600)
+        node.vmscan.shrink_active_list(node.vmscan.pgdat.lruvecs[0], 600)
         machine.drain(120)
         asyncio.create_task(node.kswapd.run())  # noqa: RUF006
-        sleeper = asyncio.create_task(node.vmscan.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
+        sleeper = asyncio.create_task(node.vmscan.throttle.throttle_direct_reclaim(GFP_KERNEL, Task("user")))
         await asyncio.sleep(0.5)
         assert not sleeper.done()
         machine.give_back(60)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_MEMALLOC, GFP_NOIO, GFP_NOMEMALLOC, GFP_NORETRY, GFP_NOWARN
+from testbed.mm.page import Page
 from testbed.mm.sched import Task
 from testbed.patches import Switches
-from tests.mm.machine import SERIES, VANILLA, Machine, machine_64m, without
+from testbed.rules import LINUX_3_6, LINUX_6_1, V9
+from tests.mm.machine import SERIES, VANILLA, Machine, machine_64m, only, without
 from tests.virtual_time import is_blocked, now, simulate
 
 PLAIN, ENTITLED = Task("plain"), Task("entitled", pf_memalloc=True)
@@ -35,16 +38,56 @@ def test_how_far_down_a_caller_gets(gfp_mask: int, task: Task, switches: Switche
     while machine.node.page_alloc.alloc_page_nowait(gfp_mask, task) is not None:
         pass
     assert machine.free == floor
-    assert machine.node.zone.nr_free_min == floor
+    assert machine.node.page_alloc.nr_free_min == floor
 
 
-@pytest.mark.parametrize(("free", "reserve"), [(330, False), (300, False), (257, False), (256, True), (200, True)])
-def test_a_page_is_pfmemalloc_only_if_the_watermark_would_have_refused_it(free: int, reserve: bool) -> None:
+@pytest.mark.parametrize(
+    ("free", "v9", "merged", "reserve"),
+    [
+        (330, False, False, False),
+        (321, False, False, False),
+        (320, True, False, False),
+        (300, True, False, False),
+        (257, True, False, False),
+        (256, True, True, True),
+        (200, True, True, True),
+    ],
+)
+@pytest.mark.parametrize("bulk", [True, False])
+def test_v9_marks_all_that_the_slow_path_finds_and_3_6_what_the_watermark_would_have_refused(
+    free: int, v9: bool, merged: bool, reserve: bool, bulk: bool
+) -> None:
+    for rules, marked in ((V9, v9), (LINUX_3_6, merged), (LINUX_6_1, merged)):
+        machine = machine_64m(replace(SERIES, rules=replace(rules, watermark_scale_factor=0)))
+        machine.drain(free)
+        page_alloc = machine.node.page_alloc
+        if bulk:
+            page: Page | None = page_alloc.alloc_pages_nowait(1, GFP_KERNEL, ENTITLED)[0]
+        else:
+            page = page_alloc.alloc_page_nowait(GFP_KERNEL, ENTITLED)
+        assert page is not None
+        assert (page.pfmemalloc, page.from_reserve) == (marked, reserve)
+
+
+def test_v9_marks_nothing_for_callers_who_are_not_entitled() -> None:
     machine = machine_64m()
-    machine.drain(free)
-    page = machine.node.page_alloc.alloc_page_nowait(GFP_KERNEL, ENTITLED)
+    machine.drain(300)
+    for gfp_mask, task in ((GFP_KERNEL, PLAIN), (GFP_ATOMIC | GFP_MEMALLOC | GFP_NOMEMALLOC, ENTITLED)):
+        page = machine.node.page_alloc.alloc_page_nowait(gfp_mask, task)
+        assert page is not None
+        assert not page.pfmemalloc
+
+
+@pytest.mark.parametrize(
+    ("switches", "marked"),
+    [(only(slab_pfmemalloc=True), True), (only(slab_pfmemalloc=True, gfp_memalloc=True), False), (VANILLA, False)],
+)
+def test_patch_02_alone_marks_by_who_runs_whatever_the_request_says(switches: Switches, marked: bool) -> None:
+    machine = machine_64m(switches)
+    machine.drain(300)
+    page = machine.node.page_alloc.alloc_page_nowait(GFP_ATOMIC | GFP_NOMEMALLOC, ENTITLED)
     assert page is not None
-    assert (page.pfmemalloc, page.from_reserve) == (reserve, reserve)
+    assert page.pfmemalloc == marked
 
 
 def test_without_patch_02_a_reserve_page_looks_like_any_other() -> None:

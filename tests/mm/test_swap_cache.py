@@ -51,12 +51,3 @@ def test_no_slot_no_swap() -> None:
     machine = Machine(swap_pages=3)
     cache = machine.node.swap_cache
     assert [cache.add_to_swap(page, PF_MEMALLOC) for page in some_pages(machine, 3)] == [True, True, False]
-
-
-@pytest.mark.parametrize(("entry", "window"), [(1, range(1, 8)), (8, range(8, 16)), (15, range(8, 16))])
-def test_readahead_is_the_aligned_window(entry: int, window: range) -> None:
-    assert Machine().node.swap_cache.readahead_window(entry) == window
-
-
-def test_readahead_ends_with_the_swap_area() -> None:
-    assert Machine(swap_pages=12).node.swap_cache.readahead_window(9) == range(8, 12)

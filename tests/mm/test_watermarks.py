@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.mm.watermarks import Watermarks, compute, default_min_free_kbytes
+from testbed.mm.watermarks import SERIES, Watermarks, compute, default_min_free_kbytes
 
 PAGES_PER_MIB = 256
 
@@ -25,7 +25,7 @@ PAGES_PER_MIB = 256
     ],
 )
 def test_defaults_by_memory_size(mib: int, series: str, expected: tuple[int, int, int, int]) -> None:
-    assert compute(mib * PAGES_PER_MIB, series=series) == Watermarks(*expected)
+    assert compute(mib * PAGES_PER_MIB, rules=SERIES[series]) == Watermarks(*expected)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_defaults_by_memory_size(mib: int, series: str, expected: tuple[int, int
     ],
 )
 def test_min_free_kbytes_is_clamped(lowmem_kbytes: int, series: str, expected: int) -> None:
-    assert default_min_free_kbytes(lowmem_kbytes, series) == expected
+    assert default_min_free_kbytes(lowmem_kbytes, SERIES[series]) == expected
 
 
 @pytest.mark.parametrize(("mib", "throttle", "atomic"), [(64, 128, 96), (128, 181, 136), (2048, 724, 543)])
@@ -54,7 +54,7 @@ def test_an_administrators_value_replaces_the_default() -> None:
 
 @given(st.integers(512, 1 << 21), st.sampled_from(["3.6", "6.1"]))
 def test_thresholds_are_in_order(pages: int, series: str) -> None:
-    marks = compute(pages, series=series)
+    marks = compute(pages, rules=SERIES[series])
     assert 0 < marks.atomic_floor <= marks.throttle < marks.min < marks.low < marks.high < pages
 
 
@@ -62,8 +62,3 @@ def test_thresholds_are_in_order(pages: int, series: str) -> None:
 def test_a_reserve_that_leaves_no_memory_is_refused(pages: int, kbytes: int | None) -> None:
     with pytest.raises(ValueError, match="min_free_kbytes"):
         compute(pages, kbytes)
-
-
-def test_an_unknown_series_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"4\.19"):
-        compute(16384, series="4.19")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
-from testbed.mm.slub import Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.net.dev import ETH_P_IP, NetDevice, Receiver, RxBatch, Tally
 from testbed.net.drop_reason import DropReason
-from testbed.net.skbuff import SkbMemory, SkBuff
+from testbed.net.skbuff import Driver, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
@@ -24,13 +25,27 @@ FRAME_TRUESIZE = 2048 + 256
 class Host:
     """A machine with a NIC, an ordinary UDP socket and the swap connection's socket."""
 
-    def __init__(self, switches: Switches = SERIES, *, pages: int | None = None, ring: int = 16, rcvbuf: int = 1 << 20):
-        self.machine = machine_64m(switches) if pages is None else Machine(pages, switches)
+    def __init__(
+        self,
+        switches: Switches = SERIES,
+        *,
+        pages: int | None = None,
+        ring: int = 16,
+        rcvbuf: int = 1 << 20,
+        driver: Driver = "linear",
+        copybreak: int = 0,
+        gro: bool = False,
+        slab: str = "slub",
+    ) -> None:
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(switches, self.netstat)
-        self.skb_memory = SkbMemory(self.machine.node, self.netstat, MTU)
+        options: dict[str, Any] = {"slab": slab, "memalloc_socks": lambda: self.socket_memory.memalloc_socks}
+        self.machine = machine_64m(switches, **options) if pages is None else Machine(pages, switches, **options)
+        self.skb_memory = SkbMemory(self.machine.node, self.netstat, MTU, driver)
         self.tally: Counter[tuple[int, str, bool]] = Counter()
-        self.device = NetDevice(self.skb_memory, self.socket_memory, self.netstat, ring, self._add)
+        self.device = NetDevice(
+            self.skb_memory, self.socket_memory, self.netstat, ring, self._add, copybreak=copybreak, gro=gro
+        )
         self.udp = Sock("udp", rcvbuf)
         self.swap = TcpReceiveQueue(Sock("swap", rcvbuf, swap=True), self.skb_memory)
         self.softirq = Task("softirq")
@@ -60,6 +75,7 @@ class Host:
     def use_up_data(self) -> None:
         """Leave no object in an existing slab of the receive buffers' cache."""
         cache = self.skb_memory.rx_cache
+        assert isinstance(cache, KmemCache)
         while cache.inuse < cache.nr_slabs * cache.objects_per_slab:
             self.padding.append(cache.alloc(GFP_ATOMIC, self.softirq))
 

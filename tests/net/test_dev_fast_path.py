@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from testbed.mm.gfp import GFP_NOWARN
 from testbed.mm.node import Node
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import Slab
+from testbed.mm.slub import KmemCache
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.dev import ETH_P_ARP, ETH_P_IP, ETH_P_IPX, NetDevice, Receiver, RxBatch, Tally
-from testbed.net.skbuff import SkbMemory
+from testbed.net.page_frag import PageFrag, PageFragCache
+from testbed.net.skbuff import Driver, SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.patches import PATCHES, Switches
+from testbed.rules import LINUX_3_6, V9
 
 PAGES = 600
 MIN_FREE_KBYTES = 512
 GSO_SIZE = 1448
+DRIVERS: tuple[Driver, ...] = ("linear", "linear", "frag", "page")
+BUILD_SKB = replace(LINUX_3_6, build_skb_pfmemalloc=True, page_frag_recovery=True)
+KERNELS = (V9, V9, LINUX_3_6, BUILD_SKB)
 
 
 class NoDisk:
@@ -50,24 +58,29 @@ class PlainCache(KmemCache):
             if slab is None:
                 break
             taken.append(slab)
-            more = min(slab.free, count - len(taken))
-            whole = more > 0 and slab is self._cpu_slab
-            if whole and self.pfmemalloc_match(slab, gfp_mask, current, fast=True, count=more):
-                slab.free -= more
-                self.inuse += more
-                taken.extend([slab] * more)
         return taken
-
-    def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
-        for slab in self._partial:
-            if not slab.pfmemalloc or self.pfmemalloc_match(slab, gfp_mask, current):
-                return self._take_listed(slab)
-            self._vmstat.slab_pfmemalloc_mismatch += 1
-        return None
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         for slab in slabs:
             self.free(slab)
+
+
+class PlainFragCache(PageFragCache):
+    """Fragments one by one."""
+
+    def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[PageFrag]:
+        taken: list[PageFrag] = []
+        while len(taken) < count:
+            one = super().alloc_bulk(1, gfp_mask | GFP_NOWARN, current)
+            if not one:
+                self.page_alloc.vmstat.page_allocation_failure += not gfp_mask & GFP_NOWARN
+                break
+            taken += one
+        return taken
+
+    def free_bulk(self, frags: list[PageFrag]) -> None:
+        for frag in frags:
+            super().free_bulk([frag])
 
 
 class PlainNode(Node):
@@ -92,14 +105,16 @@ class PlainDevice(NetDevice):
 class Host:
     """A machine with a NIC, a swap connection, a memalloc socket and some plain ones."""
 
-    def __init__(self, switches: Switches, ring: int, *, plain: bool) -> None:
+    def __init__(self, switches: Switches, ring: int, *, plain: bool, driver: Driver = "linear") -> None:
         node_class, device_class = (PlainNode, PlainDevice) if plain else (Node, NetDevice)
         self.node = node_class(
             memoryview(bytearray(PAGES * PAGE_SIZE)), NoDisk(), 64, switches, min_free_kbytes=MIN_FREE_KBYTES
         )
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(switches, self.netstat)
-        self.skb_memory = SkbMemory(self.node, self.netstat, 1500)
+        self.skb_memory = SkbMemory(self.node, self.netstat, 1500, driver)
+        if plain:
+            self._cut_one_by_one()
         self.tallies: list[Tally] = []
         self.device = device_class(
             self.skb_memory, self.socket_memory, self.netstat, ring, lambda counts: self.tallies.append(dict(counts))
@@ -118,6 +133,13 @@ class Host:
         self.held: list[Page] = []
         self.stream = 0
 
+    def _cut_one_by_one(self) -> None:
+        memory = self.skb_memory
+        if isinstance(memory.rx_cache, PageFragCache):
+            memory.rx_cache = PlainFragCache(memory.rx_cache.object_size, self.node.page_alloc)
+        if isinstance(memory.frag_pages, PageFragCache):
+            memory.frag_pages = PlainFragCache(memory.frag_pages.object_size, self.node.page_alloc)
+
     def batch(self, frames: Sequence[tuple[int, int, int]], *, gso: bool, tcp: bool) -> RxBatch:
         """Frames given as (kind, segments, offset of their data's end)."""
         kinds = [self.kinds[kind] for kind, _, _ in frames]
@@ -134,17 +156,17 @@ class Host:
         """Leave exactly so many pages free, if that many can be had."""
         pages = self.node.zone.free
         while len(pages) > free:
-            self.held.append(pages.pop())
+            self.held += pages.take(1)
         while self.held and len(pages) < free:
-            pages.append(self.held.pop())
+            pages.give([self.held.pop()])
 
     def state(self) -> dict[str, Any]:
         return {
             "netstat": self.netstat.snapshot(),
             "vmstat": self.node.vmstat.snapshot(),
             "free": len(self.node.zone.free),
-            "least free": self.node.zone.nr_free_min,
-            "ring": [skb.pfmemalloc for skb in self.device.ring],
+            "least free": self.node.page_alloc.nr_free_min,
+            "ring": [(skb.pfmemalloc, [frag.pfmemalloc for frag in skb.frags]) for skb in self.device.ring],
             "sockets": [
                 (sk.rmem_alloc, [(skb.pfmemalloc, skb.truesize) for skb in sk.receive_queue])
                 for sk in (*self.sockets, self.tap)
@@ -152,7 +174,7 @@ class Host:
             "swap": (len(self.swap), self.swap.sk.rmem_alloc, self.swap.copied_seq),
             "last": self.device.last_pfmemalloc,
             "tallies": self.tallies,
-            "caches": {name: cache_state(cache) for name, cache in self.node.caches.items()},
+            "caches": [cache_state(cache) for cache in self.node.caches.values() if isinstance(cache, KmemCache)],
         }
 
 
@@ -162,13 +184,15 @@ def cache_state(cache: KmemCache) -> tuple[Any, ...]:
         cache.nr_slabs,
         cache.inuse,
         None if cpu is None else (cpu.free, cpu.pfmemalloc),
+        [(slab.free, slab.pfmemalloc, slab.frozen) for slab in cache._cpu_partial],
+        cache._pobjects[:],
         [(slab.free, slab.pfmemalloc, slab.partial) for slab in cache._partial],
     )
 
 
 def switches_of(rng: random.Random) -> Switches:
     off = rng.sample(sorted(PATCHES), rng.choice([0, 0, 0, 1, 2]))
-    return Switches.of(frozenset(PATCHES) - set(off))
+    return Switches.of(frozenset(PATCHES) - set(off), rng.choice(KERNELS))
 
 
 def frames_of(rng: random.Random, hosts: list[Host], *, gso: bool, tcp: bool) -> list[tuple[int, int, int]]:
@@ -226,7 +250,8 @@ def one_step(rng: random.Random, hosts: list[Host]) -> None:
 def test_both_paths_agree(seed: int) -> None:
     rng = random.Random(seed)
     switches, ring = switches_of(rng), rng.choice([16, 64, 128, 200])
-    hosts = [Host(switches, ring, plain=plain) for plain in (False, True)]
+    driver = rng.choice(DRIVERS)
+    hosts = [Host(switches, ring, plain=plain, driver=driver) for plain in (False, True)]
     memalloc, tapped, at_start = rng.random() < 0.8, rng.random() < 0.1, rng.choice([600, 300, 64, 50])
     for host in hosts:
         if memalloc:
@@ -260,7 +285,7 @@ def test_pages_in_bulk_are_pages_one_by_one(free: int, gfp_mask: int, count: int
         host.hold(free)
         got = take_pages(host.node.page_alloc, count, gfp_mask, bulk=bulk)
         flags = [(page.pfn, page.from_reserve, page.pfmemalloc) for page in got]
-        both.append((flags, host.node.vmstat.snapshot(), host.node.zone.nr_free_min))
+        both.append((flags, host.node.vmstat.snapshot(), host.node.page_alloc.nr_free_min))
     assert both[0] == both[1]
 
 

@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from testbed.net.dev import ETH_P_ARP, ETH_P_IP, ETH_P_IPX, Receiver, RxBatch
 from testbed.net.drop_reason import DropReason
-from testbed.net.skbuff import SkBuff
+from testbed.net.skbuff import Driver, SkBuff
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.patches import Switches
@@ -35,10 +35,15 @@ class ReceiveMachine(RuleBasedStateMachine):
         switches=st.sampled_from([SERIES, VANILLA, without(slub_unchecked_fast_path=False)]),
         ring=st.integers(1, 40),
         tapped=st.booleans(),
+        slab=st.sampled_from(["slub", "slab"]),
         rcvbuf=st.sampled_from([10_000, 200_000]),
+        driver=st.sampled_from(["linear", "frag", "page"]),
+        gro=st.booleans(),
     )
-    def boot(self, switches: Switches, ring: int, tapped: bool, rcvbuf: int) -> None:
-        self.host = Host(switches, pages=512, ring=ring, rcvbuf=rcvbuf)
+    def boot(
+        self, *, switches: Switches, ring: int, tapped: bool, slab: str, rcvbuf: int, driver: Driver, gro: bool
+    ) -> None:
+        self.host = Host(switches, pages=512, ring=ring, rcvbuf=rcvbuf, slab=slab, driver=driver, gro=gro)
         self.host.socket_memory.sk_set_memalloc(self.host.swap.sk)
         self.tap = Sock("tap", 50_000)
         if tapped:
@@ -102,7 +107,8 @@ class ReceiveMachine(RuleBasedStateMachine):
         assert self.host.ended(DropReason.RX_MISSED) == netstat.rx_missed
         assert self.host.ended(DropReason.PFMEMALLOC) == netstat.PFMemallocDrop
         assert self.host.ended(DropReason.UNHANDLED_PROTO) == netstat.rx_dropped
-        assert self.host.ended(DropReason.SOCKET_RCVBUFF) == netstat.RcvbufErrors + netstat.TCPRcvQDrop
+        full_buffers = netstat.RcvbufErrors - netstat.PFMemallocDrop + netstat.TCPRcvQDrop
+        assert self.host.ended(DropReason.SOCKET_RCVBUFF) == full_buffers
 
     @invariant()
     def every_skb_is_held_by_somebody(self) -> None:
@@ -113,9 +119,14 @@ class ReceiveMachine(RuleBasedStateMachine):
             *self.tap.receive_queue,
             *(skb for _end, skb in queued(host.swap)),
         ]
-        data = {id(skb.origin or skb): skb.data for skb in skbs}
+        shared = {id(skb.shared): skb.shared for skb in skbs if skb.shared is not None}
+        skbs += [merged for info in shared.values() for merged in info.frag_list]
+        data = {id(skb.shared or skb): skb.data for skb in skbs}
         objects = [*(skb.head for skb in skbs), *data.values()]
-        check_pages(host.machine.node, host.machine.held, objects)
+        frag_pages = {frag.page for skb in skbs for frag in skb.frags}
+        if host.skb_memory.frag_pages is not None and host.skb_memory.frag_pages._page is not None:
+            frag_pages.add(host.skb_memory.frag_pages._page.page)
+        check_pages(host.machine.node, [*host.machine.held, *frag_pages], objects)
 
     def teardown(self) -> None:
         host = self.host

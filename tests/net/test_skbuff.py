@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC
 from testbed.net.skbuff import skb_data_size
 from testbed.patches import Switches
+from testbed.rules import LINUX_3_6, V9, Rules
 from tests.mm.machine import SERIES, VANILLA, without
 from tests.net.host import FRAME_TRUESIZE, Host
 
@@ -47,14 +50,17 @@ def test_where_a_receive_buffer_comes_from(
     assert all(skb.truesize == FRAME_TRUESIZE for skb in skbs)
 
 
-def test_between_the_throttle_point_and_the_atomic_floor_the_skb_is_marked_and_its_page_is_not() -> None:
-    host = Host()
+@pytest.mark.parametrize(("rules", "marked"), [(V9, True), (replace(LINUX_3_6, rx_buffer="kmalloc"), False)])
+def test_between_the_throttle_point_and_the_atomic_floor_the_skb_is_marked_and_its_page_is_by_v9_only(
+    rules: Rules, marked: bool
+) -> None:
+    host = Host(replace(SERIES, rules=rules))
     kept = host.warm_heads()
     assert not kept.pfmemalloc
     host.use_up_data()
     host.machine.drain(110)
     (skb,) = host.skb_memory.alloc_rx_skbs(1, GFP_ATOMIC, host.softirq, 1)
-    assert (skb.pfmemalloc, skb.data.page.pfmemalloc) == (True, False)
+    assert (skb.pfmemalloc, skb.data.page.pfmemalloc) == (True, marked)
     assert host.machine.node.vmstat.no_watermark_allocs == 0
 
 
@@ -138,3 +144,13 @@ def test_an_skb_without_data_memory_gives_its_head_back() -> None:
     host.machine.drain(96)
     assert host.skb_memory.alloc_skb(1500, GFP_ATOMIC, host.softirq) is None
     assert host.skb_memory.skbuff_head_cache.inuse == 1
+
+
+@pytest.mark.parametrize("memalloc_socks", [0, 1])
+def test_a_second_attempt_that_patch_04_would_have_allowed_is_counted(memalloc_socks: int) -> None:
+    host = Host(without(gfp_memalloc=False))
+    host.warm_heads()
+    host.use_up_data()
+    host.machine.drain(110)
+    assert not host.skb_memory.alloc_rx_skbs(1, GFP_ATOMIC, host.softirq, memalloc_socks)
+    assert host.machine.node.vmstat.gfp_memalloc_refused == memalloc_socks

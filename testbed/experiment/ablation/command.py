@@ -1,0 +1,194 @@
+"""`testbed ablate`: from the command line to an exit status.
+
+Status 0: with all patches on, every seed was survived; 1: not so; 2: it could not run, was interrupted, or a run could
+not be judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from testbed.experiment import preflight
+from testbed.experiment.ablation.execution import OneByOne, Workers, on_real_sockets, on_virtual_time
+from testbed.experiment.ablation.figure import NoFigure, draw
+from testbed.experiment.ablation.output import AblationDirectory, encode
+from testbed.experiment.ablation.progress import Progress
+from testbed.experiment.ablation.study import Ablation, Study
+from testbed.experiment.ablation.table import show
+from testbed.experiment.ablation.trials import Key, Trial, Trials
+from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from
+from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
+from testbed.experiment.errors import CannotRun
+from testbed.experiment.load import load_topology
+from testbed.experiment.plan import resolve
+from testbed.experiment.report import wide
+from testbed.experiment.topology import Topology, TopologyError
+from testbed.experiment.version import project_version
+from testbed.patches import PATCHES, PatchError
+
+SEEDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for; `options` holds for every run but for its patches, seed and directory."""
+
+    options: RunOptions
+    seeds: tuple[int, ...]
+    candidates: frozenset[int]
+    exhaustive: bool
+    simulate: bool
+    jobs: int | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `testbed ablate`."""
+    parser.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
+    add_condition_options(parser)
+    parser.add_argument(
+        "--seeds", type=count(1), default=SEEDS, metavar="N", help="runs of each set of patches (default %(default)s)"
+    )
+    parser.add_argument("--patches", type=numbers, metavar="N[,N...]", help="turn off only these, each alone")
+    parser.add_argument(
+        "--exhaustive", action="store_true", help="try every smaller set of patches, to prove which is the smallest"
+    )
+    parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
+    parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
+    parser.set_defaults(vanilla=False, without=(), force=True, expect="pass")
+
+
+def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]) -> int:
+    """Carry out `testbed ablate`; `unknown` are words for the topology. Raises CannotRun, PatchError."""
+    options = options_from(space, str(space.topology), words)
+    topology, unused = load_topology(space.topology, unknown)
+    if unused:
+        raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed ablate --help)")
+    request = Request(
+        options,
+        tuple(range(options.seed, options.seed + space.seeds)),
+        _candidates(space.patches, options),
+        space.exhaustive,
+        space.simulate,
+        space.jobs,
+    )
+    return ablate(topology, request)
+
+
+def _candidates(chosen: Sequence[int] | None, options: RunOptions) -> frozenset[int]:
+    if not options.patches:
+        raise CannotRun(f"preset {options.overrides.preset} has no patches on that could be turned off")
+    candidates = options.patches if chosen is None else frozenset(chosen)
+    if unknown := sorted(candidates - options.patches):
+        raise PatchError(f"there is no patch {unknown[0]}: the series has patches 1 to {len(PATCHES)}")
+    return candidates
+
+
+def ablate(topology: Topology, request: Request) -> int:
+    """Make the runs, write down and show what came out; returns the exit status. Raises CannotRun."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    flooded = _check(topology, request)
+    options = request.options
+    ablation = Ablation(
+        topology=topology.name,
+        simulated=request.simulate,
+        seeds=list(request.seeds),
+        runs=0,
+        arguments=options.as_arguments() | {"patches": sorted(request.candidates)},
+        version=project_version(),
+    )
+    console = wide(Console(stderr=options.json))
+    with AblationDirectory.create(topology.name, options.out) as directory:
+        ablation.directory = str(directory.path)
+        study = Study(options.patches, request.candidates, flooded, request.exhaustive)
+        trouble = _carry_out(_Rig(topology, request, directory, console), study, ablation)
+        directory.finish(ablation)
+        remarks = [trouble, _draw(ablation, directory.path)]
+    _publish(console, ablation, options.json)
+    for line in filter(None, remarks):
+        print(f"testbed: {line}", file=sys.stderr)
+    return CANNOT_RUN if trouble else status(ablation)
+
+
+def _check(topology: Topology, request: Request) -> bool:
+    """Refuse early what cannot be run; returns whether the topology has a flood."""
+    try:
+        plan = resolve(topology, request.options.overrides)
+    except TopologyError as error:
+        raise CannotRun(str(error)) from None
+    if not request.simulate:
+        preflight.check(plan)
+    return any(flood.pps for flood in plan.floods)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rig:
+    """Where runs are made, written down, and shown."""
+
+    topology: Topology
+    request: Request
+    directory: AblationDirectory
+    console: Console
+
+    def options_for(self, key: Key) -> RunOptions:
+        return replace(self.request.options, patches=key[0], seed=key[1], out=self.directory.for_run(key))
+
+    def runner(self, progress: Progress) -> OneByOne | Workers:
+        if self.request.simulate:
+            return Workers(on_virtual_time, self.topology, self.options_for, self.request.jobs)
+        return OneByOne(on_real_sockets, self.topology, self.options_for, progress.starting)
+
+
+def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:
+    """Make all runs, and conclude from those that were made; returns what ended them early, in one line."""
+    planned = len(rig.request.seeds) * len(study.sets())
+    with Progress(rig.console, planned) as progress, rig.runner(progress) as run_many:
+
+        def record(trial: Trial) -> None:
+            rig.directory.record(trial)
+            progress.ended(trial)
+
+        trials = Trials(run_many, rig.request.seeds, record)
+        try:
+            study.carry_out(trials, progress.say)
+        except KeyboardInterrupt:
+            return "interrupted"
+        except CannotRun as error:
+            return str(error)
+        finally:
+            study.conclude(trials, ablation)
+    return None
+
+
+def _draw(ablation: Ablation, path: Path) -> str | None:
+    if not ablation.rows:
+        return None
+    try:
+        draw(ablation, path)
+    except NoFigure as reason:
+        return str(reason)
+    return None
+
+
+def _publish(console: Console, ablation: Ablation, json: bool) -> None:
+    if json:
+        sys.stdout.buffer.write(encode(ablation))
+        sys.stdout.flush()
+    if ablation.rows:
+        show(console, ablation)
+    console.print(f"everything about it: {escape(ablation.directory)}", highlight=False, soft_wrap=True)
+
+
+def status(ablation: Ablation) -> int:
+    """The exit status for what came out."""
+    if ablation.errors or not ablation.complete:
+        return CANNOT_RUN
+    all_on = ablation.all_on
+    return EXPECTED if all_on is not None and all_on.survived == all_on.runs else UNEXPECTED

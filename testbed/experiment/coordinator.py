@@ -1,0 +1,385 @@
+"""Takes an experiment through its course: canaries, workload, floods, stalls, the end; and collects evidence.
+
+The coordinator decides nothing about the outcome. It sends canaries before and after, starts each flood at the moment
+the topology names, notices when a client has stopped moving, stops the floods, watches for as long again, and hands
+what everybody saw to the verdict. What its hosts are, and what its clock shows, is the business of whoever made them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from testbed.experiment.acting import acting
+from testbed.experiment.evidence import (
+    PROGRESS_COUNTERS,
+    Canary,
+    ClientEvidence,
+    Observation,
+    RunEvidence,
+    Stall,
+)
+from testbed.experiment.plan import FloodPlan, Plan
+from testbed.hosts.messages import (
+    Command,
+    Event,
+    Failed,
+    Finished,
+    Message,
+    Sample,
+    SendCanary,
+    Shutdown,
+    StartFlood,
+    StartWorkload,
+    StopFlood,
+)
+from testbed.hosts.plan import ClientPlan
+from testbed.lab.errors import LabError
+
+CANARY_TIMEOUT_S = 5.0
+CANARY_QUIET_S = 1.0
+FINISH_TIMEOUT_S = 30.0
+CONFIRM_STALLS = 6
+"""Stall limits for which a client that stalled is watched after the floods have stopped."""
+CANARY_BEFORE = 50
+CANARY_AFTER_MARGIN = 64
+CANARY_SECONDS = 0.5
+
+
+class Observer(Protocol):
+    """Whoever wants to see the run while it goes on."""
+
+    def sample(self, sample: Sample) -> None:
+        """A host's counters."""
+
+    def event(self, event: Event) -> None:
+        """Something that happened once."""
+
+
+class Host(Protocol):
+    """Whoever takes commands and answers with messages."""
+
+    @property
+    def name(self) -> str: ...
+
+    def send(self, command: Command) -> bool:
+        """Give it a command; False when it is gone."""
+        ...
+
+    def messages(self) -> list[Message]:
+        """What it has said since the last call."""
+        ...
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> float:
+        """Seconds, on the clock that the hosts' messages bear."""
+        ...
+
+    def tick(self) -> None:
+        """Let a moment pass, in which hosts may say something."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Seconds: how long the whole workload may take, and how long a client may stand still."""
+
+    time: float
+    stall: float
+
+
+class _Client:
+    """What the runner knows about one client while it runs."""
+
+    def __init__(self, plan: ClientPlan, host: Host, canary: Host) -> None:
+        self.plan = plan
+        self.host = host
+        self.canary = canary
+        self.samples: list[Observation] = []
+        self.last_moved: Observation | None = None
+        self.stall: Stall | None = None
+        self.canary_before: Canary | None = None
+        self.canary_after: Canary | None = None
+        self.report: dict[str, Any] | None = None
+        self.swapping = False
+        self.ended = False
+
+    def observe(self, sample: Sample) -> None:
+        seen = Observation(sample.time, sample.counters)
+        self.samples.append(seen)
+        before = self.last_moved
+        if before is None or any(seen.counters[name] != before.counters[name] for name in PROGRESS_COUNTERS):
+            self.last_moved = seen
+
+    @property
+    def latest(self) -> Observation:
+        return self.samples[-1]
+
+    def stalled_for(self) -> float:
+        """Seconds without progress while tasks wait."""
+        if self.last_moved is None or self.ended or not self.latest.counters["tasks_waiting"]:
+            return 0.0
+        return self.latest.time - self.last_moved.time
+
+
+class _CanaryWatch:
+    """Datagrams under way to one client, `sent` of them from `now` on."""
+
+    def __init__(self, client: _Client, sent: int, now: float) -> None:
+        self.client = client
+        self.sent = sent
+        self.received = 0
+        self._before = self._read()
+        self._deadline = now + CANARY_TIMEOUT_S
+        self._changed = now + CANARY_SECONDS
+
+    def _read(self) -> int:
+        return self.client.latest.counters["canary_received"] if self.client.samples else 0
+
+    def over(self, now: float) -> bool:
+        """Have all been read, or will no more come?"""
+        received = self._read() - self._before
+        if received != self.received:
+            self.received, self._changed = received, max(self._changed, now)
+        return received >= self.sent or now >= min(self._deadline, self._changed + CANARY_QUIET_S)
+
+
+class _Flood:
+    """The floods of one neighbour that start together, sent by one host."""
+
+    def __init__(self, start: str, floods: list[FloodPlan], host: Host) -> None:
+        self.start = start
+        self.floods = floods
+        self.host = host
+        self.started = False
+        self.stopped: float | None = None
+        self.sent = 0
+        self.pps = 0.0
+        self.each: list[dict[str, Any]] = []
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run's evidence, and what the floods reached: frames sent, frames a second. `elapsed_s` is by the run's clock.
+    """
+
+    evidence: RunEvidence
+    flood_sent: int
+    flood_pps: float
+    elapsed_s: float
+    simulated: bool = False
+
+
+class Coordinator:
+    """One experiment. Give it its hosts, all of them ready, and then `carry_out`."""
+
+    def __init__(self, plan: Plan, patches: frozenset[int], limits: Limits, observer: Observer, clock: Clock) -> None:
+        self.plan = plan
+        self.patches = patches
+        self.limits = limits
+        self.observer = observer
+        self.clock = clock
+        self.hosts: list[Host] = []
+        self.clients: list[_Client] = []
+        self.floods: list[_Flood] = []
+        self.out_of_time = False
+        self.workload_started: float | None = None
+        self._handlers: dict[Host, Callable[[Message], None]] = {}
+
+    def add(self, host: Host) -> None:
+        """A host that is only listened to."""
+        self.hosts.append(host)
+
+    def add_client(self, plan: ClientPlan, host: Host, canary: Host) -> None:
+        """A client, and the host that sends it canaries."""
+        self.hosts += host, canary
+        client = _Client(plan, host, canary)
+        self.clients.append(client)
+        self._handlers[host] = lambda message: self._from_client(client, message)
+
+    def add_floods(self, start: str, floods: list[FloodPlan], host: Host) -> None:
+        """Floods that start together, and the host that sends them."""
+        self.hosts.append(host)
+        flood = _Flood(start, floods, host)
+        self.floods.append(flood)
+        self._handlers[host] = lambda message: self._from_flood(flood, message)
+
+    def carry_out(self) -> None:
+        """Canary, workload and floods, stall or end, canary, shutdown."""
+        for client, canary in zip(self.clients, self._canaries(lambda _: CANARY_BEFORE), strict=True):
+            client.canary_before = canary
+        self._workload()
+        self._stop_floods()
+        if any(client.stalled_for() >= self.limits.stall for client in self.clients):
+            self._confirm_stalls()
+        after = self._canaries(lambda plan: plan.ring + CANARY_AFTER_MARGIN)
+        for client, canary in zip(self.clients, after, strict=True):
+            client.canary_after = canary
+        self._finish()
+
+    def _workload(self) -> None:
+        for client in self.clients:
+            client.last_moved = client.latest if client.samples else None
+            client.host.send(StartWorkload())
+        self.workload_started = self.clock.now()
+        self._say("workload_started", {})
+        deadline = self.clock.now() + self.limits.time
+        while not all(client.ended for client in self.clients):
+            self._tick()
+            self._start_due_floods()
+            if any(client.stalled_for() >= self.limits.stall for client in self.clients):
+                self._note_stalls()
+                return
+            if self.clock.now() > deadline:
+                self.out_of_time = True
+                return
+
+    def _start_due_floods(self) -> None:
+        for flood in self.floods:
+            if not flood.started and (flood.start == "workload" or self._target_swaps(flood)):
+                flood.started = True
+                flood.host.send(StartFlood())
+
+    def _target_swaps(self, flood: _Flood) -> bool:
+        targets = {plan.target.host for plan in flood.floods}
+        return any(client.swapping for client in self.clients if client.plan.name in targets)
+
+    def _note_stalls(self) -> None:
+        for client in self.clients:
+            if client.stalled_for() >= self.limits.stall and client.last_moved is not None:
+                client.stall = Stall(client.last_moved, client.latest, 0.0, client.latest, client.plan.scarce)
+                self._say("stalled", {"client": client.plan.name, "seconds": round(client.stalled_for(), 3)})
+
+    def _stop_floods(self) -> None:
+        for flood in self.floods:
+            if flood.started:
+                flood.host.send(StopFlood())
+        self._until(lambda: all(flood.stopped for flood in self.floods if flood.started), CANARY_TIMEOUT_S)
+
+    def _confirm_stalls(self) -> None:
+        """Watch stalled clients for as long again, now that no flood is left to starve them.
+
+        One that moves and then stops once more is watched from there; one that goes on is left alone after a while.
+        """
+        stopped = max((flood.stopped for flood in self.floods if flood.stopped), default=self.clock.now())
+        stalled = [client for client in self.clients if client.stall is not None]
+        self._until(
+            lambda: sum(self._confirmed(client, stopped) for client in stalled) == len(stalled),
+            CONFIRM_STALLS * self.limits.stall,
+        )
+
+    def _confirmed(self, client: _Client, stopped: float) -> bool:
+        """Whether a stalled client has been watched to the end: still for a stall limit without flood, or finished."""
+        assert client.stall is not None
+        assert client.last_moved is not None
+        noticed = client.stall.noticed
+        if client.last_moved.time > noticed.time and client.stalled_for() >= self.limits.stall:
+            noticed = client.latest
+            self._say("stalled again", {"client": client.plan.name})
+            client.stall = replace(client.stall, last_moved=client.last_moved, noticed=noticed)
+        client.stall = replace(client.stall, flood_stopped=stopped, after=client.latest)
+        still = client.last_moved.time <= noticed.time
+        return client.ended or (still and client.latest.time >= max(stopped, noticed.time) + self.limits.stall)
+
+    def _canaries(self, count: Callable[[ClientPlan], int]) -> list[Canary]:
+        """Send every client `count` datagrams, and wait until all have been read or no more come."""
+        self._until(lambda: all(client.samples for client in self.clients), CANARY_TIMEOUT_S)
+        watches = [_CanaryWatch(client, count(client.plan), self.clock.now()) for client in self.clients]
+        for watch in watches:
+            watch.client.canary.send(SendCanary(watch.sent, CANARY_SECONDS))
+        while not all(watch.over(self.clock.now()) for watch in watches):
+            self._tick()
+        return [Canary(watch.sent, watch.received) for watch in watches]
+
+    def _finish(self) -> None:
+        for client in self.clients:
+            client.host.send(Shutdown())
+        self._until(lambda: all(client.report is not None for client in self.clients), FINISH_TIMEOUT_S)
+
+    def _until(self, done: Callable[[], bool], seconds: float) -> bool:
+        deadline = self.clock.now() + seconds
+        while not done():
+            if self.clock.now() > deadline:
+                return False
+            self._tick()
+        return True
+
+    def _tick(self) -> None:
+        """Let a moment pass, and hand on what was said."""
+        self.clock.tick()
+        for host in self.hosts:
+            for message in host.messages():
+                self._take(host, message)
+
+    def _take(self, host: Host, message: Message) -> None:
+        if isinstance(message, Failed):
+            raise LabError(f"{host.name}: {message.message}")
+        handler = self._handlers.get(host)
+        if handler is not None:
+            handler(message)
+        if isinstance(message, Sample):
+            self.observer.sample(message)
+        elif isinstance(message, Event):
+            self.observer.event(message)
+
+    def _from_client(self, client: _Client, message: Message) -> None:
+        if isinstance(message, Sample):
+            client.observe(message)
+        elif isinstance(message, Event):
+            client.swapping |= message.name == "swapping"
+            client.ended |= message.name == "workload_ended"
+        elif isinstance(message, Finished):
+            client.report = message.report
+
+    def _from_flood(self, flood: _Flood, message: Message) -> None:
+        if isinstance(message, Event) and message.name == "flood_stopped":
+            flood.stopped = message.time
+            flood.sent, flood.pps = message.fields["sent"], message.fields["pps"]
+            flood.each = message.fields["each"]
+
+    def _say(self, name: str, fields: dict[str, Any]) -> None:
+        self.observer.event(Event("runner", self.clock.now(), name, fields))
+
+    def flood_totals(self) -> tuple[int, float]:
+        """Frames that all floods sent, and their rates added up."""
+        return sum(flood.sent for flood in self.floods), sum(flood.pps for flood in self.floods)
+
+    def record(self, elapsed_s: float) -> RunRecord:
+        """The evidence, after `elapsed_s` seconds from start to end."""
+        return RunRecord(self.evidence(), *self.flood_totals(), elapsed_s)
+
+    def evidence(self) -> RunEvidence:
+        """All that was seen."""
+        return RunEvidence(
+            clients=[self._client_evidence(client) for client in self.clients],
+            patches=self.patches,
+            stall_limit=self.limits.stall,
+            time_limit=self.limits.time,
+            out_of_time=self.out_of_time,
+            workload_started=self.workload_started,
+        )
+
+    def _client_evidence(self, client: _Client) -> ClientEvidence:
+        sent = list(self._sent_to(client.plan.name))
+        return ClientEvidence(
+            name=client.plan.name,
+            ring=client.plan.ring,
+            acting=acting([client.plan]),
+            report=client.report,
+            samples=client.samples,
+            canary_before=client.canary_before,
+            canary_after=client.canary_after,
+            stall=client.stall,
+            flood_asked=any(flood.target.host == client.plan.name for flood in self.plan.floods),
+            flood_sent=sum(sent) if sent else None,
+        )
+
+    def _sent_to(self, name: str) -> Iterator[int]:
+        for flood in self.floods:
+            for plan, each in zip(flood.floods, flood.each, strict=False):
+                if plan.target.host == name:
+                    yield each["sent"]

@@ -1,0 +1,120 @@
+"""Runs a plan on virtual time, in this process: no root, no network, and every run with the same seed is the same.
+
+Hosts, links and disks are simulated; the models, the course of the experiment, the evidence and the verdict are those
+of a real run. All of a server's programs are simulated as ours, and every swap area is kept in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+from dataclasses import replace
+
+from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
+from testbed.experiment.plan import FloodPlan, Plan
+from testbed.experiment.preflight import real_memory
+from testbed.hosts.emulated_client import SAMPLE_INTERVAL
+from testbed.hosts.plan import ClientPlan, ServerPlan, SwapArea
+from testbed.hosts.swap_client import GC_THRESHOLDS
+from testbed.hosts.workload import STAMP
+from testbed.lab.errors import LabError
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.nbd.export import Export, MemoryExport
+from testbed.simulation.client import SimulatedClient
+from testbed.simulation.edge import SimulatedEdge
+from testbed.simulation.link import LinkSpeed, Port
+from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour, neighbour_port
+from testbed.simulation.reduced import ReducedExport
+from testbed.simulation.server import SimulatedServer
+from testbed.simulation.virtual_time import VirtualTimeLoop, finish
+
+TICK_S = 0.1
+READY_TIMEOUT_S = 30.0
+SPEED = LinkSpeed()
+WHOLE_PAGES_UP_TO = 2 << 30
+"""Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
+CLIENTS_SAMPLED_OFTEN = 10
+SLOWEST_SAMPLES_S = 0.5
+"""With more clients than this samples come less often, but at least so often."""
+
+
+def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, observer: Observer) -> RunRecord:
+    """Simulate `plan` once; times in the record are virtual. Raises LabError when a client cannot start."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*GC_THRESHOLDS)
+    loop = VirtualTimeLoop()
+    try:
+        coordinator = Coordinator(plan, patches, limits, observer, _VirtualClock(loop))
+        loop.run_until_complete(_build(coordinator, seed, loop))
+        coordinator.carry_out()
+        return replace(coordinator.record(loop.time()), simulated=True)
+    finally:
+        finish(loop)
+        gc.set_threshold(*thresholds)
+
+
+class _VirtualClock:
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        self._loop = loop
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def tick(self) -> None:
+        self._loop.run_until_complete(asyncio.sleep(TICK_S))
+
+
+async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> None:
+    """Make all hosts, and wait until the clients are ready."""
+    plan = coordinator.plan
+    page_bytes = PAGE_SIZE if real_memory(plan) <= WHOLE_PAGES_UP_TO else STAMP.size
+    interval = min(SLOWEST_SAMPLES_S, SAMPLE_INTERVAL * max(1.0, len(plan.clients) / CLIENTS_SAMPLED_OFTEN))
+    servers = {area.client: server for each in plan.servers for server, area in _served(each, page_bytes)}
+    ports = {neighbour.name: neighbour_port(SPEED) for neighbour in plan.neighbours}
+    clients = {
+        client.name: SimulatedClient(
+            *(client, coordinator.patches, seed, SimulatedEdge(loop, SPEED, servers[client.name])),
+            page_bytes=page_bytes,
+            sample_interval=interval,
+        )
+        for client in plan.clients
+    }
+    await _ready(list(clients.values()))
+    for server in dict.fromkeys(servers.values()):
+        coordinator.add(server)
+    for client in plan.clients:
+        source = ports[plan.canary_source(client).name]
+        coordinator.add_client(client, clients[client.name], _canary(client, clients[client.name].edge, source))
+    seeds = itertools.count(seed)
+    for neighbour in plan.neighbours:
+        for start, floods in neighbour.by_start():
+            source = ports[neighbour.name]
+            made = [_flood(flood, clients[flood.target.host].edge, source, next(seeds)) for flood in floods]
+            coordinator.add_floods(start, floods, SimulatedNeighbour(neighbour.name, made))
+
+
+def _served(plan: ServerPlan, page_bytes: int) -> list[tuple[SimulatedServer, SwapArea]]:
+    def storage(area: SwapArea) -> Export:
+        return MemoryExport(area.bytes) if page_bytes == PAGE_SIZE else ReducedExport(area.bytes, page_bytes)
+
+    server = SimulatedServer(plan, SPEED, storage)
+    return [(server, area) for area in plan.areas]
+
+
+async def _ready(clients: list[SimulatedClient]) -> None:
+    deadline = asyncio.get_running_loop().time() + READY_TIMEOUT_S
+    while waiting := [client.name for client in clients if not client.ready]:
+        if asyncio.get_running_loop().time() > deadline:
+            raise LabError(f"{waiting[0]} was not ready after {READY_TIMEOUT_S:g} s")
+        await asyncio.sleep(TICK_S)
+
+
+def _canary(plan: ClientPlan, edge: SimulatedEdge, source: Port) -> SimulatedCanary:
+    (kind,) = edge.kinds("udp", (plan.canary_port,), None)
+    return SimulatedCanary(f"canary for {plan.name}", source, edge.port, kind)
+
+
+def _flood(plan: FloodPlan, edge: SimulatedEdge, source: Port, seed: int) -> SimulatedFlood:
+    kinds = edge.kinds(plan.kind, plan.ports, plan.ethertype)
+    return SimulatedFlood(source, edge.port, kinds, pps=plan.pps, size=plan.size, seed=seed)

@@ -1,0 +1,363 @@
+"""An emulated swap client: the models of memory and network put together, its workload, and its account of it all.
+
+What lies beyond the models is its `Edge`: real packet rings and sockets in a run, simulated ones in a simulation.
+Everything runs in one event loop, so the models need no locks; the loop's clock is the only one there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from testbed.hosts.bystander import Bystander, working_set
+from testbed.hosts.ledger import Ledger
+from testbed.hosts.messages import Command, Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
+from testbed.hosts.nbd_device import NbdDevice
+from testbed.hosts.plan import ClientPlan
+from testbed.hosts.report import client_report
+from testbed.hosts.tcpdump import Tcpdump
+from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
+from testbed.lab.errors import LabError
+from testbed.mm.node import Node
+from testbed.mm.sched import Task
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.nbd.client import NbdClient
+from testbed.nbd.swap_header import swap_header
+from testbed.net.dev import NetDevice
+from testbed.net.skbuff import SkbMemory
+from testbed.net.snmp import NetStat
+from testbed.net.sock import Sock, SocketMemory
+from testbed.net.tcp_input import TcpReceiveQueue
+from testbed.net.tcp_output import TcpSendQueue
+from testbed.patches import Switches
+
+SAMPLE_INTERVAL = 0.1
+MKSWAP_TIMEOUT = 10.0
+SETTLE_TIMEOUT = 5.0
+CANARY_RCVBUF = 212992
+PAGE_CACHE_SHARE = 16
+"""One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
+TCP_MEM_SHARE = 7
+TCP_BUFFER_CEILING = 4 << 20
+LEAST_SEND_BUFFER = 128 << 10
+TCP_IP_HEADERS = 52
+RECEIVE_WINDOW_SHARE = 0.48
+"""How much of the receive buffer full frames may take; short ones take more than their share (tcp_grow_window)."""
+
+
+class Edge(Protocol):
+    """Where an emulated client meets the world.
+
+    `received` counts the frames that the NIC was given (a GSO frame as its segments), `lost` those that it lost before
+    the model saw them, `tx_dropped` those that the host's own side had no room for.
+    """
+
+    @property
+    def received(self) -> int: ...
+
+    @property
+    def lost(self) -> int: ...
+
+    @property
+    def tx_dropped(self) -> int: ...
+
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+        """A socket that never blocks, with room for more than `rcvbuf` bytes."""
+        ...
+
+    def attach(self, client: EmulatedClient) -> None:
+        """Let frames come in."""
+        ...
+
+    async def connect(self) -> NbdClient:
+        """A connection to the swap server that has chosen its export. Raises LabError."""
+        ...
+
+    def swapon(self, nbd: NbdClient) -> None:
+        """Tell the client's receive queue how far the connection has come, and from now on its device of each ACK."""
+        ...
+
+    async def drain(self) -> None:
+        """Take the frames that are still on their way."""
+        ...
+
+    def interfaces(self) -> dict[str, int]:
+        """Packets on both sides of the model: as the world counts them, and as the model does."""
+        ...
+
+    def detach(self) -> None:
+        """Take no more frames."""
+        ...
+
+
+def tcp_receive_limit(managed_pages: int) -> int:
+    """The most a TCP socket may buffer on a machine of this size, bytes (tcp_init: 1/128 of memory, at most 4 MiB)."""
+    return min(TCP_BUFFER_CEILING, managed_pages * PAGE_SIZE >> TCP_MEM_SHARE)
+
+
+def tcp_send_limit(managed_pages: int) -> int:
+    """What SO_SNDBUF is tuned to for a short path, bytes: a quarter of what the machine would allow a long one, or a
+    few segments of 64 KiB.
+
+    From 64 MiB of memory on it fits, with the ring's buffers, into the half of the reserve that throttling keeps.
+    """
+    return max(LEAST_SEND_BUFFER, tcp_receive_limit(managed_pages) // 4)
+
+
+class EmulatedClient:
+    """Builds the models from the plan and runs them until it is told to shut down. `say` takes its messages.
+
+    `page_bytes` is how many bytes of each page of user memory are kept: all of them, unless the edge's NBD connection
+    can make up the rest. Samples come every `sample_interval` seconds.
+    """
+
+    def __init__(
+        self,
+        plan: ClientPlan,
+        patches: frozenset[int],
+        seed: int,
+        edge: Edge,
+        say: Callable[[Message], None],
+        *,
+        page_bytes: int = PAGE_SIZE,
+        sample_interval: float = SAMPLE_INTERVAL,
+    ) -> None:
+        self.plan = plan
+        self.seed = seed
+        self.edge = edge
+        self.say = say
+        self.page_bytes = page_bytes
+        self.sample_interval = sample_interval
+        self.switches = Switches.of(patches, plan.rules)
+        self.ram = mmap.mmap(-1, plan.memory)
+        self.device = NbdDevice(self.switches)
+        self.netstat = NetStat()
+        self.socket_memory = SocketMemory(self.switches, self.netstat)
+        self.node = Node(
+            memoryview(self.ram),
+            self.device,
+            plan.swap.bytes // PAGE_SIZE,
+            self.switches,
+            min_free_kbytes=plan.min_free_kbytes,
+            page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
+            zones=plan.zones,
+            nodes=plan.nodes,
+            slab=plan.slab,
+            memalloc_socks=lambda: self.socket_memory.memalloc_socks,
+        )
+        if page_bytes != PAGE_SIZE:
+            self.ram = self._keep_only(page_bytes)
+        self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu, plan.driver)
+        managed = self.node.page_alloc.managed
+        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
+        self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
+        self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
+        self.ledger = Ledger(self.node.page_alloc)
+        self.netdev = NetDevice(
+            self.skb_memory,
+            self.socket_memory,
+            self.netstat,
+            plan.ring,
+            self.ledger.tally,
+            copybreak=plan.copybreak,
+            gro=plan.gro,
+        )
+        self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
+        self.bystanders = [
+            self._bystander(f"{bystander.reader}:{bystander.port}", bystander.port, bystander.buffer)
+            for bystander in plan.bystanders
+        ]
+        self.canary = self._bystander("canary", plan.canary_port, CANARY_RCVBUF)
+        self.progress = Progress()
+        self.tasks: list[asyncio.Task[None]] = []
+        self.kernel_threads: list[asyncio.Task[None]] = []
+        self.stopping = asyncio.Event()
+        self.workload_started: float | None = None
+        self.workload_ended: float | None = None
+        self.nr_tasks = 0
+
+    def _keep_only(self, page_bytes: int) -> mmap.mmap:
+        """Give each page a buffer of so many bytes only; the RAM that they came from is never touched."""
+        pages = [page for zone in self.node.zones for page in zone.pages]
+        kept = mmap.mmap(-1, len(pages) * page_bytes)
+        view = memoryview(kept)
+        for page in pages:
+            page.buffer = view[page.pfn * page_bytes : (page.pfn + 1) * page_bytes]
+        return kept
+
+    def _bystander(self, name: str, port: int, rcvbuf: int) -> Bystander:
+        return Bystander(name, port, rcvbuf, self.edge.udp_socket(self.plan.interface.address, port, rcvbuf))
+
+    @property
+    def receive_window(self) -> int:
+        """Bytes of data that the server may send ahead, which must fit the model's receive buffer at its true size."""
+        payload = self.plan.interface.mtu - TCP_IP_HEADERS
+        return int(self.swap_sk.rcvbuf * RECEIVE_WINDOW_SHARE * payload / self.skb_memory.rx_truesize)
+
+    @property
+    def sockets(self) -> list[Bystander]:
+        """All unrelated sockets, the canary's included."""
+        return [self.canary, *self.bystanders]
+
+    async def run(self) -> None:
+        """Connect, make the swap area, report, obey, account. Raises LabError when there is no swap area to be had."""
+        self.netdev.alloc_rx_buffers()
+        self.edge.attach(self)
+        client = await self.edge.connect()
+        self._mkswap_check(client)
+        await self._mkswap(client)
+        self._swapon(client)
+        self.say(Ready(self.plan.name, {"swap_bytes": client.export_size}))
+        sampler = asyncio.create_task(self._sample())
+        await self.stopping.wait()
+        sampler.cancel()
+        await self._stop(client)
+
+    def _mkswap_check(self, client: NbdClient) -> None:
+        if client.export_size < self.plan.swap.bytes:
+            raise LabError(
+                f"the server's export has {client.export_size} bytes, the swap area needs {self.plan.swap.bytes}"
+            )
+
+    async def _mkswap(self, client: NbdClient) -> None:
+        """Write the header of a swap area to the export's first page, as mkswap does."""
+        header = swap_header(self.plan.swap.bytes // PAGE_SIZE, None)
+        client.write(0, 0, [memoryview(header)])
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + MKSWAP_TIMEOUT
+        while client.in_flight:
+            client.send_pending()
+            if any(error for _, error in client.receive()):
+                raise LabError("the server would not take the header of the swap area: is it read-only?")
+            if loop.time() > deadline:
+                raise LabError(f"the server did not store the swap header within {MKSWAP_TIMEOUT:g} s")
+            await asyncio.sleep(0.002)
+
+    def _swapon(self, client: NbdClient) -> None:
+        self.edge.swapon(client)
+        self.device.attach(client, self.node.swap_io, self.receive_queue, self.send_queue, self.socket_memory)
+        self.device.on_first_write = lambda: self._event("swapping", {})
+        self.kernel_threads = [
+            asyncio.create_task(self.node.kswapd.run()),
+            asyncio.create_task(self.device.nbd_thread()),
+        ]
+        if self.tap is not None:
+            self._spawn(self.tap.run(self.node.memory))
+        self.canary.read_promptly(self.netdev)
+        for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
+            if plan.reader == "prompt":
+                bystander.read_promptly(self.netdev)
+            elif plan.reader == "faulting":
+                owner = Task(f"reader{plan.port}")
+                self._spawn(bystander.read_after_faulting(self.netdev, self.node.memory, working_set(owner)))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.create_task(work))
+
+    def obey(self, command: Command) -> None:
+        """Carry out a command of the runner's."""
+        if isinstance(command, StartWorkload):
+            self._start_workload()
+        elif isinstance(command, Shutdown):
+            self.stopping.set()
+
+    def _start_workload(self) -> None:
+        workload = self.plan.workload
+        self.nr_tasks = workload.processes
+        self.workload_started = _now()
+        surroundings = Surroundings(self.node.memory, self.ram, self.page_bytes, self.seed, self.progress, self._event)
+        share = max(1, TOUCHES_PER_ROUND // workload.processes)
+        for number in range(workload.processes):
+            pages = workload.pages // workload.processes + (number < workload.pages % workload.processes)
+            touch = LinearTouch(number, pages, workload.passes, share, surroundings)
+            self.node.oom_killer.tasks.add(touch.task)
+            self._spawn(self._run_task(touch))
+
+    async def _run_task(self, touch: LinearTouch) -> None:
+        await touch.run()
+        self.node.oom_killer.tasks.discard(touch.task)
+        if self.progress.finished_tasks + self.progress.killed_tasks == self.nr_tasks:
+            self.workload_ended = _now()
+            self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
+
+    def _event(self, name: str, fields: dict[str, Any]) -> None:
+        self.say(Event(self.plan.name, _now(), name, fields))
+
+    async def _sample(self) -> None:
+        while True:
+            self._send_sample()
+            await asyncio.sleep(self.sample_interval)
+
+    def _send_sample(self) -> None:
+        now = _now()
+        self.ledger.close_interval(now)
+        self.say(Sample(self.plan.name, now, self.counters()))
+
+    def counters(self) -> dict[str, int]:
+        """Every counter and gauge of this host."""
+        progress = self.progress
+        return {
+            **self.node.counters(),
+            **self.netstat.snapshot(),
+            "swap_completions": self.node.swap_io.completions,
+            "rx_refill_fail": self.netstat.alloc_rx_buff_failed,
+            "rx_ring_filled": len(self.netdev.ring),
+            "tasks_waiting": progress.waiting,
+            "touches": progress.touches,
+            "finished_tasks": progress.finished_tasks,
+            "killed_tasks": progress.killed_tasks,
+            "corrupt": progress.corrupt,
+            "sk_wmem_queued": self.send_queue.wmem_queued,
+            "sk_rmem_alloc": self.swap_sk.rmem_alloc,
+            "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
+            "tap_rmem_alloc": 0 if self.tap is None else self.tap.sk.rmem_alloc,
+            "canary_received": self.canary.received,
+            "swap_used": self.node.swap.inuse_pages,
+            "swap_write_errors": self.node.swap_io.write_errors,
+            "swap_read_errors": self.node.swap_io.read_errors,
+            "tp_drops": self.edge.lost,
+        }
+
+    async def _stop(self, client: NbdClient) -> None:
+        """End the tasks, then the kernel threads, and give every page back."""
+        memory = self._gauges()
+        for task in self.tasks:
+            task.cancel()
+        deadline = _now() + SETTLE_TIMEOUT
+        while not self.device.idle and self.workload_ended is not None and _now() < deadline:
+            await asyncio.sleep(0.01)
+        await self.edge.drain()
+        counters = self.counters()
+        interfaces = self.edge.interfaces()
+        self.device.disconnect()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for thread in self.kernel_threads:
+            thread.cancel()
+        await asyncio.gather(*self.kernel_threads, return_exceptions=True)
+        self.edge.detach()
+        for bystander in self.sockets:
+            bystander.drain(self.netdev)
+        self.receive_queue.purge()
+        self.send_queue.purge()
+        self.netdev.close()
+        self.node.drop_caches()
+        client.close()
+        self.ledger.close_interval(_now())
+        self.say(Finished(self.plan.name, client_report(self, counters, memory, interfaces)))
+
+    def _gauges(self) -> dict[str, int]:
+        marks = self.plan.watermarks
+        return {
+            "total": self.node.page_alloc.managed,
+            "min": marks.min,
+            "low": marks.low,
+            "high": marks.high,
+            "reserve_min_free": self.node.page_alloc.nr_free_min,
+        }
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,34 @@
+"""Memory policies of tasks (mm/mempolicy.c): on which nodes a task wants its memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Mode = Literal["bind", "preferred", "interleave"]
+
+
+@dataclass(slots=True)
+class Mempolicy:
+    """`struct mempolicy`: "bind" allows no other nodes, "preferred" and "interleave" only begin with one of these."""
+
+    mode: Mode
+    nodes: tuple[int, ...]
+    _next: int = field(default=0, compare=False)
+
+    def __init__(self, mode: Mode, nodes: Iterable[int]) -> None:
+        self.mode = mode
+        self.nodes = tuple(sorted(set(nodes)))
+        self._next = 0
+        if not self.nodes:
+            raise ValueError(f"a {mode} policy needs a node")
+
+    def first_node(self, local: int) -> int:
+        """The node whose zonelist serves the next request of a task on node `local` (`policy_zonelist`)."""
+        if self.mode == "bind":
+            return local
+        if self.mode == "preferred":
+            return self.nodes[0]
+        self._next = (self._next + 1) % len(self.nodes)
+        return self.nodes[self._next - 1]

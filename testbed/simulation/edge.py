@@ -1,0 +1,217 @@
+"""The `Edge` of a simulated client: a NIC on the simulated switch, and simulated sockets behind the model.
+
+A group of frames is received as it arrives. What the model lets through goes to the sockets: datagrams to their
+readers, segments to TCP, which acknowledges them if the model has the memory for that. The rest is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+
+from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
+from testbed.hosts.control_packets import transmit_control
+from testbed.hosts.emulated_client import EmulatedClient
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.nbd.client import NbdClient
+from testbed.nbd.client_handshake import ClientHandshake, ExportInformation
+from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Kind, RxBatch
+from testbed.net.drop_reason import DropReason
+from testbed.net.sock import Sock
+from testbed.simulation.datagrams import Datagrams, DatagramSocket
+from testbed.simulation.link import Frames, LinkSpeed, Port
+from testbed.simulation.nbd_client import SimulatedNbdClient
+from testbed.simulation.reduced import ReducedNbdClient
+from testbed.simulation.segments import Segments
+from testbed.simulation.server import SimulatedServer
+from testbed.simulation.stream_socket import StreamSocket
+from testbed.simulation.virtual_time import VirtualTimeLoop
+
+TRAIN = 44
+"""Segments that travel together: 64 KiB, as with segmentation offload; the model decides about each all the same."""
+TCP_HEADERS = 20 + 20 + 12
+"""Of IPv4 and of TCP with timestamps, bytes."""
+SETTLE_S = 0.05
+ANSWERED = frozenset({stack_name(ETH_P_ARP, 0), stack_name(ETH_P_IP, IPPROTO_ICMP), stack_name(ETH_P_IP, IPPROTO_TCP)})
+"""What the stack itself answers one for one: ARP requests, echo requests, connection requests to a closed port."""
+
+
+class SimulatedEdge:
+    """A client's place in a simulated network, with its swap area on `server`."""
+
+    def __init__(self, loop: VirtualTimeLoop, speed: LinkSpeed, server: SimulatedServer) -> None:
+        self.port = Port(speed, self._receive)
+        self.received = 0
+        self.lost = 0
+        self.tx_dropped = 0
+        self._loop = loop
+        self._server = server
+        self._sockets: dict[int, DatagramSocket] = {}
+        self._by_kind: dict[str, DatagramSocket] = {}
+        self._taking = self._offsets_known = False
+        self._handed_on = 0
+        self._stack_frames = 0
+
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+        """A simulated UDP socket; it has room for everything."""
+        made = self._sockets[port] = DatagramSocket(self._loop)
+        return cast(socket.socket, made)
+
+    def attach(self, client: EmulatedClient) -> None:
+        """Let frames into the model."""
+        self._client = client
+        self._swap = Kind(ETH_P_IP, client.receive_queue, "swap")
+        self._by_kind = {bystander.sk.name: self._sockets[bystander.port] for bystander in client.sockets}
+        self._taking = True
+
+    def kinds(self, flood: str, ports: tuple[int, ...], ethertype: int | None) -> tuple[Kind, ...]:
+        """What the frames of a kind of flood are here, one for each of `ports`; nothing if this host is not meant."""
+        if flood == "vlan_udp":
+            return ()
+        if flood == "udp":
+            return tuple(self._udp_kind(port) for port in ports)
+        protocol, ip_protocol = {
+            "ipv6_udp": (ETH_P_IPV6, 0),
+            "tcp_syn": (ETH_P_IP, IPPROTO_TCP),
+            "icmp": (ETH_P_IP, IPPROTO_ICMP),
+            "arp": (ETH_P_ARP, 0),
+            "ethertype": (ethertype or 0, 0),
+        }[flood]
+        return (Kind(protocol, None, stack_name(protocol, ip_protocol)),)
+
+    def _udp_kind(self, port: int) -> Kind:
+        for bystander in self._client.sockets:
+            if bystander.port == port:
+                return Kind(ETH_P_IP, bystander.sk, bystander.sk.name)
+        return Kind(ETH_P_IP, None, stack_name(ETH_P_IP, IPPROTO_UDP))
+
+    async def connect(self) -> NbdClient:
+        """Connect and shake hands. Raises NbdError when the server refuses."""
+        plan = self._client.plan
+        sock = self._connect()
+        handshake = ClientHandshake(plan.swap.export)
+        readable = asyncio.Event()
+        self._loop.add_reader(sock.fileno(), readable.set)
+        buffer = memoryview(bytearray(4096))
+        found = None
+        while not handshake.finished:
+            await readable.wait()
+            readable.clear()
+            for event in handshake.received(bytes(buffer[: sock.recvmsg_into([buffer])[0]])):
+                found = event if isinstance(event, ExportInformation) else found
+            sock.send(handshake.data_to_send())
+        self._loop.remove_reader(sock.fileno())
+        assert found is not None
+        kind = SimulatedNbdClient if self._client.page_bytes == PAGE_SIZE else ReducedNbdClient
+        return kind(cast(socket.socket, sock), found)
+
+    def _connect(self) -> StreamSocket:
+        plan, server = self._client.plan, self._server
+        mss = plan.interface.mtu - TCP_HEADERS
+        train = mss * TRAIN
+
+        def accept(number: int) -> StreamSocket:
+            self._stream = StreamSocket(
+                *(self._loop, self._transmit, server.port, number),
+                mss=mss,
+                train=train,
+                window=self._window,
+                may_acknowledge=self._may_acknowledge,
+            )
+            window = self._window()
+            return StreamSocket(
+                *(self._loop, server.port.up.send, self.port, 0), mss=mss, train=train, first_window=window
+            )
+
+        server.accept(plan.swap, accept)
+        return self._stream
+
+    def _window(self) -> int:
+        """What the model's receive buffer has room for: half of its bytes are for data (tcp_adv_win_scale)."""
+        sk = self._client.swap_sk
+        return max(0, sk.rcvbuf - sk.rmem_alloc) // 2
+
+    def _may_acknowledge(self, count: int) -> bool:
+        return self._taking and transmit_control(self._client.netdev, count, self._client.swap_sk)
+
+    def _transmit(self, group: Frames) -> None:
+        self._client.netstat.tx_packets += group.frames
+        self.port.up.send(group)
+
+    def swapon(self, nbd: NbdClient) -> None:
+        """Tell the receive queue how far the stream has come."""
+        self._client.receive_queue.copied_seq = self._stream.bytes_received
+        self._offsets_known = True
+
+    def _receive(self, group: Frames) -> None:
+        if not self._taking:
+            return
+        self.received += group.frames
+        if isinstance(group, Segments):
+            self._segments(group)
+        elif isinstance(group, Datagrams):
+            self._datagrams(group)
+
+    def _segments(self, group: Segments) -> None:
+        count = 1 if group.data else group.copies
+        batch = RxBatch.of_kinds(np.zeros(count, np.intp), [self._swap])
+        batch.end_seq = [group.seq + len(group.data) if group.data and self._offsets_known else 0] * count
+        if group.data:
+            batch.segments, batch.gso_size = [group.frames], [group.mss]
+        self._client.netdev.receive(batch)
+        kept = batch.cut.get(0) or [batch.verdicts[0] == DELIVERED] * group.frames
+        delivered = sum(kept) if group.data else batch.verdicts.count(DELIVERED)
+        self._handed_on += delivered
+        if not delivered:
+            return
+        self._stack_frames += delivered
+        runs = [] if not group.data else [(group.seq, group.data)] if all(kept) else group.runs(kept)
+        acknowledged_as = 1 if self._client.plan.gso else delivered
+        self._stream.received(group if group.data else replace(group, copies=delivered), runs, acknowledged_as)
+        if self._offsets_known:
+            self._client.device.tcp_ack()
+
+    def _datagrams(self, group: Datagrams) -> None:
+        if not group.kinds:
+            self._client.ledger.tally({(int(DropReason.OTHERHOST), "other host", False): group.frames})
+            return
+        batch = RxBatch.of_kinds(group.codes, list(group.kinds))
+        self._client.netdev.receive(batch)
+        delivered = group.codes[np.array(batch.verdicts) == DELIVERED]
+        self._handed_on += len(delivered)
+        for kind, count in zip(group.kinds, np.bincount(delivered, minlength=len(group.kinds)).tolist(), strict=True):
+            if not count:
+                continue
+            if isinstance(kind.receiver, Sock):
+                self._by_kind[kind.name].put(count)
+            else:
+                self._answer(kind, count, group)
+
+    def _answer(self, kind: Kind, count: int, group: Datagrams) -> None:
+        """The stack itself takes frames, and answers those that ask for it."""
+        self._stack_frames += count
+        if kind.name in ANSWERED and transmit_control(self._client.netdev, count, None):
+            answers = Datagrams(self.port, group.source, group.frame_size, np.zeros(count, np.intp), ())
+            self._transmit(answers)
+
+    async def drain(self) -> None:
+        """Wait for the frames that are on their way."""
+        await asyncio.sleep(SETTLE_S)
+
+    def interfaces(self) -> dict[str, int]:
+        """Frames as the link and the sockets count them, and as the NIC and the model do."""
+        return {
+            "wire_rx_packets": self.port.down.delivered,
+            "wire_received": self.received,
+            "tp_drops": self.lost,
+            "inner_rx_packets": self._stack_frames + sum(socket.arrived for socket in self._sockets.values()),
+            "inner_delivered": self._handed_on,
+        }
+
+    def detach(self) -> None:
+        """Take no more frames."""
+        self._taking = False

@@ -1,0 +1,69 @@
+"""Which patches can act: said by the clients of a topology, and asked by the command line and by the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from testbed.experiment import command
+from testbed.experiment.acting import acting
+from testbed.experiment.arguments import parse_run
+from testbed.experiment.checks import switch_took_effect
+from testbed.experiment.plan import resolve
+from testbed.hosts.plan import ClientPlan
+from testbed.patches import ALWAYS_ACTING, PATCHES
+from tests.experiment import witness
+from tests.experiment.small import build
+
+
+def client_plan(**changes: Any) -> ClientPlan:
+    (client,) = resolve(build()).clients
+    return replace(client, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "more"),
+    [
+        ({}, set()),
+        ({"driver": "frag"}, {10}),
+        ({"driver": "page"}, {11}),
+        ({"slab": "slab"}, {13}),
+        ({"nodes": 2}, {6}),
+        ({"driver": "page", "slab": "slab", "nodes": 2}, {6, 11, 13}),
+    ],
+)
+def test_what_a_client_has_decides_which_patches_act(changes: dict[str, Any], more: set[int]) -> None:
+    assert acting([client_plan(**changes)]) == ALWAYS_ACTING | more
+
+
+def test_one_client_that_has_it_is_enough() -> None:
+    assert acting([client_plan(), client_plan(driver="frag")]) == ALWAYS_ACTING | {10}
+
+
+def test_every_condition_is_about_a_patch_that_says_so() -> None:
+    assert acting([]) == ALWAYS_ACTING
+
+
+@pytest.mark.parametrize(("driver", "number"), [("linear", 10), ("linear", 11), ("frag", 11), ("page", 10)])
+def test_the_command_refuses_to_switch_off_what_cannot_act(
+    driver: str, number: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = command.execute(build(client={"driver": driver}), parse_run(["--without", str(number)], "small"))
+    said = capsys.readouterr().err
+    assert status == command.CANNOT_RUN
+    assert said.count("\n") == 1
+    assert f"patch {number} acts only on {PATCHES[number].acts_on}" in said
+
+
+def test_a_client_is_not_asked_about_patches_that_cannot_act_on_it() -> None:
+    row = {"opportunity": 0, "witness": 0, "what": "skbs marked"}
+    report = witness.spoiled("witnesses", "10", value=row)
+    run = witness.run(patches=witness.ALL_PATCHES - {10})
+    assert switch_took_effect(witness.client(report=report), run)[0]
+    verdict, text = switch_took_effect(witness.client(report=report, acting=ALWAYS_ACTING | {10}), run)
+    assert not verdict
+    assert "patch 10 is off, but had no occasion" in text
+    row |= {"opportunity": 7}
+    assert switch_took_effect(witness.client(report=report, acting=ALWAYS_ACTING | {10}), run)[0]
