@@ -19,6 +19,7 @@ from testbed.hosts.nbd_device import NbdDevice
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.report import client_report
 from testbed.hosts.tcpdump import Tcpdump
+from testbed.hosts.tracepoints import Tracepoints
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.mm.node import Node
@@ -178,6 +179,7 @@ class EmulatedClient:
         self.workload_started: float | None = None
         self.workload_ended: float | None = None
         self.nr_tasks = 0
+        self.tracepoints: Tracepoints | None = None
 
     def _keep_only(self, page_bytes: int) -> mmap.mmap:
         """Give each page a buffer of so many bytes only; the RAM that they came from is never touched."""
@@ -204,6 +206,14 @@ class EmulatedClient:
 
     async def run(self) -> None:
         """Connect, make the swap area, report, obey, account. Raises LabError when there is no swap area to be had."""
+        if self.plan.trace is None:
+            await self._run()
+            return
+        with Tracepoints.to_files(self.plan.trace, self.plan.name, _now) as self.tracepoints:
+            self.tracepoints.attach(self.node, self.device, self.netdev)
+            await self._run()
+
+    async def _run(self) -> None:
         self.netdev.alloc_rx_buffers()
         self.edge.attach(self)
         client = await self.edge.connect()
@@ -294,7 +304,10 @@ class EmulatedClient:
     def _send_sample(self) -> None:
         now = _now()
         self.ledger.close_interval(now)
-        self.say(Sample(self.plan.name, now, self.counters()))
+        counters = self.counters()
+        if self.tracepoints is not None:
+            self.tracepoints.sample(counters)
+        self.say(Sample(self.plan.name, now, counters))
 
     def counters(self) -> dict[str, int]:
         """Every counter and gauge of this host."""

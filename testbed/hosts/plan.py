@@ -79,6 +79,14 @@ class WorkloadPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TracePlan:
+    """Where a client writes its trace: what its files' names begin with, and its number among the clients."""
+
+    prefix: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientPlan:
     """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
@@ -108,6 +116,7 @@ class ClientPlan:
     copybreak: int = 0
     tap: int | None = None
     gro: bool = False
+    trace: TracePlan | None = None
 
     @property
     def scarce(self) -> int:
