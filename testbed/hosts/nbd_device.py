@@ -212,7 +212,7 @@ class NbdDevice:
             return
         unacked = struct.unpack("i", fcntl.ioctl(self.client.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
         self.send_queue.tcp_clean_rtx_queue(self.client.bytes_sent - unacked)
-        if self.send_queue.wmem_queued and self._ack_timer is None:
+        if self.send_queue.sk.wmem_queued and self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(ACK_POLL_S, self._look_again)
 
     def _look_again(self) -> None:

@@ -295,7 +295,7 @@ class SwapClient:
             "finished_tasks": progress.finished_tasks,
             "killed_tasks": progress.killed_tasks,
             "corrupt": progress.corrupt,
-            "sk_wmem_queued": self.send_queue.wmem_queued,
+            "sk_wmem_queued": self.send_queue.sk.wmem_queued,
             "sk_rmem_alloc": self.swap_sk.rmem_alloc,
             "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
             "canary_received": self.canary.received,

@@ -21,6 +21,10 @@ class DropReason(IntEnum):
     """Addressed to another machine, or to a VLAN that this one is not on."""
     TX_NOMEM = 6
     """Outgoing: no memory for the skb."""
+    SOCKET_BACKLOG = 7
+    """A task owns the socket, and what waits for it is more than the socket may hold (`sk_add_backlog`)."""
+    PROTO_MEM = 8
+    """All sockets of the protocol together hold what udp_mem or tcp_mem allows (`sk_rmem_schedule`)."""
 
 
 SITES: dict[DropReason, str] = {
@@ -31,5 +35,7 @@ SITES: dict[DropReason, str] = {
     DropReason.RX_MISSED: "rx_ring",
     DropReason.OTHERHOST: "eth_type_trans",
     DropReason.TX_NOMEM: "alloc_skb",
+    DropReason.SOCKET_BACKLOG: "sk_add_backlog",
+    DropReason.PROTO_MEM: "sk_rmem_schedule",
 }
 """The place in the kernel that each end is named after."""

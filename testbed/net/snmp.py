@@ -22,7 +22,12 @@ class NetStat:
     InDatagrams: int = 0
     InErrors: int = 0
     RcvbufErrors: int = 0
+    MemErrors: int = 0
+    """Datagrams beyond udp_mem."""
     TCPRcvQDrop: int = 0
+    """Segments beyond a TCP socket's receive buffer, or beyond tcp_mem."""
+    TCPBacklogDrop: int = 0
+    """Segments that found neither their socket free nor room in its backlog."""
     rx_skb_pfmemalloc: int = 0
     """Receive buffers whose data came from the reserve (patch 09)."""
     rx_skb_reserve_refused: int = 0

@@ -191,9 +191,9 @@ def test_a_write_completes_when_its_reply_comes(client: FakeClient) -> None:
         assert client.requests == [(1, True, pages[0].swap_entry, 5)]
         assert client.bytes_sent == rig.send_queue.write_seq == NBD_REQUEST_SIZE + 5 * PAGE_SIZE
         assert all(page.writeback for page in pages)
-        assert rig.send_queue.wmem_queued
+        assert rig.send_queue.sk.wmem_queued
         rig.acknowledge()
-        assert rig.send_queue.wmem_queued == 0
+        assert rig.send_queue.sk.wmem_queued == 0
         rig.answer(1)
         assert not any(page.writeback or page.lru for page in pages)
         assert (rig.node.swap_io.completions, rig.device.idle, rig.device.max_gap_s) == (5, True, 2)
