@@ -25,7 +25,7 @@ from testbed.experiment.evidence import (
 )
 from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
-from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan
+from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan, StreamPlan
 from testbed.hosts.messages import (
     Event,
     Failed,
@@ -45,6 +45,7 @@ from testbed.hosts.swap_client import SwapClientSpec, swap_client_main
 from testbed.lab.errors import LabError
 from testbed.lab.neighbour import CanaryProfile, FloodProfile, FloodSpec, flood_main
 from testbed.lab.process import HostProcess
+from testbed.lab.stream import StreamProfile
 
 TICK_S = 0.1
 READY_TIMEOUT_S = 30.0
@@ -112,17 +113,25 @@ class _Client:
 
 
 class _Flood:
-    """The floods of one neighbour that start together, sent by one process."""
+    """The floods and streams of one neighbour that start together, sent by one process."""
 
-    def __init__(self, start: str, floods: list[FloodPlan], process: HostProcess) -> None:
+    def __init__(
+        self, start: str, floods: list[FloodPlan], streams: list[StreamPlan], process: HostProcess
+    ) -> None:
         self.start = start
         self.floods = floods
+        self.streams = streams
         self.process = process
         self.started = False
         self.stopped: float | None = None
         self.sent = 0
         self.pps = 0.0
         self.each: list[dict[str, Any]] = []
+        self.each_stream: list[dict[str, Any]] = []
+
+    def targets(self) -> set[str]:
+        """The clients that it floods."""
+        return {flood.target.host for flood in self.floods} | {stream.target.host for stream in self.streams}
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +207,14 @@ class _Run:
         self._handlers[process] = lambda message: self._from_client(client, message)
 
     def _start_floods(self, neighbour: NeighbourPlan, network: Network, seed: int) -> None:
-        for start in sorted({flood.start for flood in neighbour.floods}):
+        starts = {flood.start for flood in neighbour.floods} | {stream.start for stream in neighbour.streams}
+        for start in sorted(starts):
             floods = [flood for flood in neighbour.floods if flood.start == start]
-            spec = FloodSpec(neighbour.name, "eth0", [_profile(flood) for flood in floods], None, seed)
+            streams = [stream for stream in neighbour.streams if stream.start == start]
+            profiles = [StreamProfile(each.target.address, each.ports, each.bytes_per_second) for each in streams]
+            spec = FloodSpec(neighbour.name, "eth0", [_profile(flood) for flood in floods], None, seed, profiles)
             process = self._spawn(neighbour.name, flood_main, spec, [network.hosts[neighbour.name]])
-            flood = _Flood(start, floods, process)
+            flood = _Flood(start, floods, streams, process)
             self.floods.append(flood)
             self._handlers[process] = lambda message, flood=flood: self._from_flood(flood, message)  # type: ignore[misc]
 
@@ -247,7 +259,7 @@ class _Run:
                 flood.process.send(StartFlood())
 
     def _target_swaps(self, flood: _Flood) -> bool:
-        targets = {plan.target.host for plan in flood.floods}
+        targets = flood.targets()
         return any(client.swapping for client in self.clients if client.plan.name in targets)
 
     def _note_stalls(self) -> None:
@@ -346,6 +358,7 @@ class _Run:
             flood.stopped = message.time
             flood.sent, flood.pps = message.fields["sent"], message.fields["pps"]
             flood.each = message.fields["each"]
+            flood.each_stream = message.fields["streams"]
 
     def _say(self, name: str, fields: dict[str, Any]) -> None:
         self.observer.event(Event("runner", time.monotonic(), name, fields))
@@ -382,7 +395,7 @@ class _Run:
             canary_before=client.canary_before,
             canary_after=client.canary_after,
             stall=client.stall,
-            flood_asked=any(flood.target.host == client.plan.name for flood in self.plan.floods),
+            flood_asked=any(client.plan.name in flood.targets() for flood in self.floods),
             flood_sent=sum(sent) if sent else None,
         )
 
@@ -391,6 +404,9 @@ class _Run:
             for plan, each in zip(flood.floods, flood.each, strict=False):
                 if plan.target.host == name:
                     yield each["sent"]
+            for stream, each in zip(flood.streams, flood.each_stream, strict=False):
+                if stream.target.host == name:
+                    yield each["segments"]
 
 
 def _profile(flood: FloodPlan) -> FloodProfile:

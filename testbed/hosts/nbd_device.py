@@ -188,7 +188,12 @@ class NbdDevice:
             loop.remove_writer(self.client.fileno())
 
     def receive(self) -> None:
-        """Complete every request whose reply has arrived."""
+        """Complete every request whose reply has arrived; while nbd_thread owns the socket, wait for it."""
+        sk = self.receive_queue.sk
+        if sk.owner is not None:
+            asyncio.get_running_loop().remove_reader(self.client.fileno())
+            sk.on_release = self._receive_again
+            return
         try:
             replies = self.client.receive()
         except NbdError as error:
@@ -199,6 +204,11 @@ class NbdDevice:
         self._read_before = received
         for handle, error_number in replies:
             self._complete(self.in_flight.pop(handle), error_number)
+
+    def _receive_again(self) -> None:
+        if not self._closed:
+            asyncio.get_running_loop().add_reader(self.client.fileno(), self.receive)
+            self.tcp_ack()
 
     def tcp_ack(self) -> None:
         """The real TCP may have taken in acknowledgements: free the send memory they cover (SIOCOUTQ), and send what

@@ -19,7 +19,7 @@ from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender
-from testbed.net.dev import DELIVERED, ETH_P_IP, NetDevice, RxBatch
+from testbed.net.dev import DELIVERED, ETH_P_IP, HeldFrame, NetDevice, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
 from testbed.net.tcp_output import send_control_packets
@@ -35,6 +35,8 @@ WIRE_SLOTS = 4096
 GSO_WIRE_SLOTS = 1024
 INNER_SLOTS = 256
 SWAP_DATA, SWAP_CONTROL, OTHER = range(3)
+IP_PROTOCOL_AT = 23
+"""Offset of the IPv4 protocol number in a frame."""
 NO_FRAMES = np.zeros(0, np.intp)
 
 
@@ -70,6 +72,7 @@ class Nic:
         self.swap_sk = swap_sk
         self._server_port = server_port
         self.on_swap_frames = _nothing
+        device.pass_on = self._pass_on
         loop = asyncio.get_running_loop()
         loop.add_reader(self.wire_ring.fileno(), self.receive)
         loop.add_reader(self.inner_ring.fileno(), self.transmit)
@@ -103,12 +106,23 @@ class Nic:
             self.host_frames += self.to_host.send(block, chosen)
         for index, kept in batch.cut.items():
             self._send_cut(block, batch, index if indices is None else int(indices[index]), index, kept)
+        for index, held in batch.held.items():
+            held.data = bytes(block.frame(index if indices is None else int(indices[index])))
         if batch.end_seq is not None:
             self.on_swap_frames()
 
     def _send_cut(self, block: FrameBlock, batch: RxBatch, number: int, index: int, kept: list[bool]) -> None:
         assert batch.gso_size is not None
         frames = kept_segments(bytes(block.frame(number)), batch.gso_size[index], kept)
+        self.host_frames += self.to_host.send_bytes(frames)
+
+    def _pass_on(self, held: HeldFrame) -> None:
+        """A frame has left the backlog of its socket. With offloads its checksum is not complete yet."""
+        whole = len(held.kept) == 1
+        if held.data[IP_PROTOCOL_AT] == IPPROTO_TCP and (self.gso or not whole):
+            frames = kept_segments(held.data, len(held.data) if whole else held.gso_size, held.kept)
+        else:
+            frames = [held.data]
         self.host_frames += self.to_host.send_bytes(frames)
 
     def transmit(self) -> None:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from testbed.mm.watermarks import Watermarks
+from testbed.net.sk_mem import Mem
 from testbed.rules import V9, Rules
 
-Reader = Literal["prompt", "faulting", "never"]
+Reader = Literal["prompt", "faulting", "corked", "never"]
+BystanderProtocol = Literal["udp", "tcp"]
 SlabAllocator = Literal["slub", "slab"]
 Driver = Literal["linear", "frag", "page"]
 ZoneLayout = Literal["normal", "x86_64", "i386"]
@@ -61,11 +63,12 @@ class ServerPlan:
 
 @dataclass(frozen=True, slots=True)
 class BystanderPlan:
-    """One unrelated UDP socket and its receive-buffer limit in bytes."""
+    """One unrelated socket and its receive-buffer limit in bytes."""
 
     port: int
     buffer: int
     reader: Reader
+    protocol: BystanderProtocol = "udp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,9 @@ class WorkloadPlan:
 class ClientPlan:
     """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
-    The last five say which kernel it runs, with which slab allocator and NIC driver, and how its memory is laid out.
+    `rules` to `nodes` say which kernel it runs, with which slab allocator and NIC driver, and how its memory is laid
+    out. `udp_mem` and `tcp_mem` are in pages, None for the kernel's own; `neighbour_timeout` is in seconds, None for
+    neighbour entries that last.
     """
 
     name: str
@@ -102,3 +107,6 @@ class ClientPlan:
     driver: Driver = "linear"
     zones: ZoneLayout = "normal"
     nodes: int = 1
+    udp_mem: Mem | None = None
+    tcp_mem: Mem | None = None
+    neighbour_timeout: float | None = None

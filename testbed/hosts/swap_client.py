@@ -14,30 +14,35 @@ import struct
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from multiprocess.connection import Connection
 
-from testbed.hosts.bystander import Bystander, working_set
+from testbed.hosts.bystander import Bystander, Receiver, working_set
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.nbd_device import NbdDevice
 from testbed.hosts.nic import Nic
-from testbed.hosts.plan import ClientPlan
+from testbed.hosts.plan import BystanderPlan, ClientPlan
 from testbed.hosts.real_buffer import enlarge
-from testbed.hosts.report import client_report
+from testbed.hosts.report import Ends, client_report
+from testbed.hosts.tcp_bystander import TcpBystander
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
+from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient, open_connection
 from testbed.nbd.errors import NbdError
 from testbed.nbd.swap_header import swap_header
+from testbed.net.backlog import KernelBug
 from testbed.net.dev import NetDevice
+from testbed.net.sk_mem import Proto, tcp_mem, udp_mem
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -126,13 +131,16 @@ class SwapClient:
         self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu)
         managed = self.node.zone.managed
-        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
+        rules, buffer_pages = self.switches.rules, managed - self.node.zone.watermarks.high
+        self.tcp = Proto("TCP", plan.tcp_mem or tcp_mem(buffer_pages, rules), rules, has_memory_pressure=True)
+        self.udp = Proto("UDP", plan.udp_mem or udp_mem(buffer_pages), rules, has_memory_pressure=False)
+        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True, prot=self.tcp)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
         self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
         self.ledger = Ledger(self.node.zone)
         self.netdev = NetDevice(self.skb_memory, self.socket_memory, self.netstat, plan.ring, self.ledger.tally)
-        self.bystanders = self._bystanders()
-        self.canary = Bystander("canary", plan.interface.address, plan.canary_port, CANARY_RCVBUF)
+        self.bystanders = [self._bystander(bystander) for bystander in plan.bystanders]
+        self.canary = Bystander("canary", plan.interface.address, plan.canary_port, CANARY_RCVBUF, self.udp)
         self.progress = Progress()
         self.tasks: list[asyncio.Task[None]] = []
         self.kernel_threads: list[asyncio.Task[None]] = []
@@ -140,18 +148,30 @@ class SwapClient:
         self.workload_started: float | None = None
         self.workload_ended: float | None = None
         self.nr_tasks = 0
+        self.panic: str | None = None
+        """The BUG that stopped the machine."""
 
-    def _bystanders(self) -> list[Bystander]:
-        address = self.plan.interface.address
-        return [
-            Bystander(f"{bystander.reader}:{bystander.port}", address, bystander.port, bystander.buffer)
-            for bystander in self.plan.bystanders
-        ]
+    def _bystander(self, plan: BystanderPlan) -> Bystander | TcpBystander:
+        name, address = f"{plan.reader}:{plan.port}", self.plan.interface.address
+        if plan.protocol == "tcp":
+            return TcpBystander(name, address, plan.port, plan.buffer, self.skb_memory, self.tcp)
+        return Bystander(name, address, plan.port, plan.buffer, self.udp)
 
     @property
     def sockets(self) -> list[Bystander]:
-        """All unrelated sockets, the canary's included."""
-        return [self.canary, *self.bystanders]
+        """The unrelated UDP sockets, the canary's included."""
+        return [self.canary, *(bystander for bystander in self.bystanders if isinstance(bystander, Bystander))]
+
+    @property
+    def listeners(self) -> list[TcpBystander]:
+        """The unrelated TCP sockets."""
+        return [bystander for bystander in self.bystanders if isinstance(bystander, TcpBystander)]
+
+    @property
+    def unrelated(self) -> list[Sock]:
+        """The model's sockets of all unrelated traffic there has been."""
+        queues = [queue for listener in self.listeners for queue in listener.queues]
+        return [bystander.sk for bystander in self.sockets] + [queue.sk for queue in queues]
 
     async def run(self) -> None:
         """Connect, make the swap area, report, obey, account."""
@@ -171,6 +191,7 @@ class SwapClient:
             self.receive_queue,
             {bystander.port: bystander.sk for bystander in self.sockets},
             gso=self.plan.gso,
+            listeners={listener.port: listener.connection_request for listener in self.listeners},
         )
         self.netdev.alloc_rx_buffers()
         self.nic.attach(self.netdev, classifier, self.ledger, self.swap_sk, swap.port)
@@ -229,11 +250,41 @@ class SwapClient:
         ]
         self.canary.read_promptly(self.netdev)
         for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
-            if plan.reader == "prompt":
-                bystander.read_promptly(self.netdev)
-            elif plan.reader == "faulting":
-                owner = Task(f"reader{plan.port}")
-                self._spawn(bystander.read_after_faulting(self.netdev, self.node.memory, working_set(owner)))
+            if isinstance(bystander, TcpBystander):
+                bystander.accept_each(partial(self._read, plan))
+            else:
+                self._read(plan, bystander)
+
+    def _read(self, plan: BystanderPlan, receiver: Receiver) -> None:
+        """Have a socket read as its plan says. A faulting TCP reader always owns its socket (`tcp_recvmsg`)."""
+        if plan.reader == "prompt":
+            receiver.read_promptly(self.netdev)
+        elif plan.reader != "never":
+            owned = plan.protocol == "tcp" or plan.reader == "corked"
+            vma = working_set(Task(f"reader{plan.port}"))
+            self._spawn(self._read_after_faulting(receiver, vma, owned=owned))
+
+    async def _read_after_faulting(self, receiver: Receiver, vma: Vma, *, owned: bool) -> None:
+        try:
+            await receiver.read_after_faulting(self.netdev, self.node.memory, vma, owned=owned)
+        except KernelBug as bug:
+            self._panic(bug)
+
+    def _panic(self, bug: KernelBug) -> None:
+        """A BUG in a softirq stops the machine: no task runs again, and no frame is taken."""
+        if self.panic is not None:
+            return
+        self.panic = str(bug)
+        self._event("panic", {"message": self.panic})
+        self.nic.detach()
+        for task in (*self.tasks, *self.kernel_threads):
+            task.cancel()
+        if self.workload_started is not None and self.workload_ended is None:
+            self._end_workload()
+
+    def _end_workload(self) -> None:
+        self.workload_ended = time.monotonic()
+        self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
@@ -265,8 +316,7 @@ class SwapClient:
         await touch.run()
         self.node.oom_killer.tasks.discard(touch.task)
         if self.progress.finished_tasks + self.progress.killed_tasks == self.nr_tasks:
-            self.workload_ended = time.monotonic()
-            self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
+            self._end_workload()
 
     def _event(self, name: str, fields: dict[str, Any]) -> None:
         self.channel.send(Event(self.plan.name, time.monotonic(), name, fields))
@@ -297,13 +347,21 @@ class SwapClient:
             "corrupt": progress.corrupt,
             "sk_wmem_queued": self.send_queue.sk.wmem_queued,
             "sk_rmem_alloc": self.swap_sk.rmem_alloc,
-            "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
+            "bystander_rmem_alloc": sum(sk.rmem_alloc for sk in self.unrelated) - self.canary.sk.rmem_alloc,
+            "backlog_skbs": self.nr_backlog(),
+            "udp_memory_allocated": self.udp.memory_allocated,
+            "tcp_memory_allocated": self.tcp.memory_allocated,
+            "TCPMemoryPressures": self.tcp.memory_pressures,
             "canary_received": self.canary.received,
             "swap_used": self.node.swap.inuse_pages,
             "swap_write_errors": self.node.swap_io.write_errors,
             "swap_read_errors": self.node.swap_io.read_errors,
             "tp_drops": self.nic.wire_ring.statistics()[1],
         }
+
+    def nr_backlog(self) -> int:
+        """Skbs that wait for a socket to be released."""
+        return sum(len(sk.backlog) for sk in (self.swap_sk, *self.unrelated) if sk.backlog is not None)
 
     async def _stop(self, client: NbdClient) -> None:
         """End the tasks, then the kernel threads, and give every page back."""
@@ -322,7 +380,8 @@ class SwapClient:
             thread.cancel()
         await asyncio.gather(*self.kernel_threads, return_exceptions=True)
         self.nic.detach()
-        for bystander in self.sockets:
+        pending = self.nr_backlog()
+        for bystander in (self.canary, *self.bystanders):
             bystander.drain(self.netdev)
         self.receive_queue.purge()
         self.send_queue.purge()
@@ -330,7 +389,7 @@ class SwapClient:
         self.node.drop_caches()
         client.close()
         self.ledger.close_interval(time.monotonic())
-        self.channel.send(Finished(self.plan.name, client_report(self, counters, memory, interfaces)))
+        self.channel.send(Finished(self.plan.name, client_report(self, counters, memory, Ends(interfaces, pending))))
 
     async def _drain_wire(self) -> None:
         """Take the last frames, until the kernel's own count of them agrees or there is no hope that it will."""

@@ -151,7 +151,7 @@ def test_what_makes_no_sense_together() -> None:
     assert "no flood" in refusal(build(), flood=100)
     assert "no flood" in refusal(build(), flood_size=100)
     assert "less than a page for each of 16 tasks" in refusal(build(), workload_total=4096)
-    assert "no bystanders" in refusal(build(client={"bystanders": []}, flood=UdpFlood()))
+    assert "no UDP bystanders" in refusal(build(client={"bystanders": []}, flood=UdpFlood()))
     assert "port 9007 is taken" in refusal(build(client={"bystanders": [Bystander(port=9007)]}))
     assert "no SwapClient" in refusal(Topology("empty"))
 

@@ -52,7 +52,7 @@ def test_hosts_come_back_from_add_and_keep_their_order() -> None:
         (lambda: SwapClient("c", NbdServer("s"), min_free_kbytes=0), "c: min_free_kbytes must be"),
         (lambda: SwapClient("c", NbdServer("s"), mtu=100), "c: mtu must be"),
         (lambda: SwapClient("c", NbdServer("s"), bystanders=[wrong("a")]), "c: bystanders must be Bystander objects"),
-        (lambda: Bystander(reader=wrong("sometimes")), "bystander: reader must be one of prompt, faulting, never"),
+        (lambda: Bystander(reader=wrong("sometimes")), "bystander: reader must be one of prompt, faulting, corked, never"),
         (lambda: Bystander(count=0), "bystander: count must be"),
         (lambda: Bystander(port=70000), "bystander: port must be"),
         (lambda: UdpFlood(pps=0), "udp flood: pps must be"),
