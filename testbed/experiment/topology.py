@@ -136,7 +136,8 @@ class SwapClient:
     three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` how the NIC's buffers are made,
     `zones` how memory is divided into zones, and `nodes` into how many NUMA nodes.
 
-    `udp_mem` and `tcp_mem` are the sysctls of that name: three numbers of pages (None: the kernel's own choice).
+    `udp_mem` and `tcp_mem` are the sysctls of that name: three numbers of pages (None: the kernel's own choice, which
+    for `udp_mem` is raised to what the UDP bystanders' buffers hold).
     `neighbour_timeout` is after how many seconds unconfirmed an ARP entry is asked for again (None: never needed).
     """
 

@@ -42,7 +42,7 @@ from testbed.nbd.errors import NbdError
 from testbed.nbd.swap_header import swap_header
 from testbed.net.backlog import KernelBug
 from testbed.net.dev import NetDevice
-from testbed.net.sk_mem import Proto, tcp_mem, udp_mem
+from testbed.net.sk_mem import Mem, Proto, tcp_mem, udp_mem
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -104,6 +104,14 @@ def tcp_send_limit(managed_pages: int) -> int:
     return max(LEAST_SEND_BUFFER, tcp_receive_limit(managed_pages) // 4)
 
 
+def _udp_mem(plan: ClientPlan, buffer_pages: int) -> Mem:
+    """The kernel's own udp_mem, raised to what the UDP bystanders' buffers hold: who raises those raises this too."""
+    datagram_buffers = sum(bystander.buffer for bystander in plan.bystanders if bystander.protocol == "udp")
+    held = (datagram_buffers + CANARY_RCVBUF) // PAGE_SIZE
+    least, pressure, most = udp_mem(buffer_pages)
+    return max(least, held), max(pressure, held), max(most, held)
+
+
 class SwapClient:
     """Builds the models from the plan and runs them until it is told to shut down."""
 
@@ -133,7 +141,7 @@ class SwapClient:
         managed = self.node.zone.managed
         rules, buffer_pages = self.switches.rules, managed - self.node.zone.watermarks.high
         self.tcp = Proto("TCP", plan.tcp_mem or tcp_mem(buffer_pages, rules), rules, has_memory_pressure=True)
-        self.udp = Proto("UDP", plan.udp_mem or udp_mem(buffer_pages), rules, has_memory_pressure=False)
+        self.udp = Proto("UDP", plan.udp_mem or _udp_mem(plan, buffer_pages), rules, has_memory_pressure=False)
         self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True, prot=self.tcp)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
         self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
