@@ -2,7 +2,8 @@
 
 Two packet rings: one on the wire's veth, one on the veth whose other end is the host's own eth0. A frame that the
 model drops is simply not passed on, so the real stack, and a real TCP, never sees it. Outgoing control packets need
-memory too, so they are dropped when the model finds none; outgoing data was paid for when it was queued.
+memory too, so they are dropped when the model finds none; outgoing data was paid for when it was queued, but to send
+it again takes a clone.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ import asyncio
 import numpy as np
 import numpy.typing as npt
 
-from testbed.hosts.classifier import FEW, IPPROTO_TCP, Classifier, column
+from testbed.hosts.classifier import FEW, IPPROTO_ICMP, IPPROTO_TCP, Classifier, column
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.segment import kept_segments
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender
-from testbed.net.dev import DELIVERED, ETH_P_IP, HeldFrame, NetDevice, RxBatch
+from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, HeldFrame, NetDevice, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
-from testbed.net.tcp_output import send_control_packets
+from testbed.net.tcp_output import send_control_packets, tcp_retransmit_skb
 
 NETDEV_BUDGET = 1024
 """Frames taken from a ring before other work gets its turn (the kernel's net.core.netdev_budget is 300).
@@ -34,7 +35,19 @@ GSO_BUDGET = 256
 WIRE_SLOTS = 4096
 GSO_WIRE_SLOTS = 1024
 INNER_SLOTS = 256
-SWAP_DATA, SWAP_CONTROL, OTHER = range(3)
+SWAP_DATA, SWAP_CONTROL, SWAP_RETRANSMIT, ARP_REQUEST, REPLY, OTHER = range(6)
+"""What an outgoing frame is: a reply is sent from the softirq that received what it answers."""
+TX_NAMES = {
+    SWAP_CONTROL: "swap control",
+    SWAP_RETRANSMIT: "swap retransmit",
+    ARP_REQUEST: "arp request",
+    REPLY: "reply",
+    OTHER: "other",
+}
+ARP_OPERATION_AT = 21
+ARPOP_REQUEST = 1
+ICMP_ECHOREPLY = 0
+TCP_RST = 0x04
 IP_PROTOCOL_AT = 23
 """Offset of the IPv4 protocol number in a frame."""
 NO_FRAMES = np.zeros(0, np.intp)
@@ -72,6 +85,7 @@ class Nic:
         self.swap_sk = swap_sk
         self._server_port = server_port
         self.on_swap_frames = _nothing
+        self._snd_nxt: int | None = None
         device.pass_on = self._pass_on
         loop = asyncio.get_running_loop()
         loop.add_reader(self.wire_ring.fileno(), self.receive)
@@ -131,8 +145,7 @@ class Nic:
         if block is None:
             return
         kinds = self._outgoing_few(block) if block.count <= FEW else self._outgoing_many(block)
-        owners = ((SWAP_CONTROL, self.swap_sk), (OTHER, None))
-        refused = {kind for kind, sk in owners if not self._control_packets(kinds, kind, sk)}
+        refused = {kind for kind in set(kinds) if kind != SWAP_DATA and not self._has_memory(kind, kinds.count(kind))}
         if refused:
             sent = np.array([index for index, kind in enumerate(kinds) if kind not in refused], np.intp)
             self.to_wire.send(block, sent)
@@ -143,37 +156,61 @@ class Nic:
         self.inner_ring.release(block)
 
     def _outgoing_few(self, block: FrameBlock) -> list[int]:
-        """What each frame of a block is: data of the swap connection, one of its control packets, or another's."""
+        """What each frame of a block is."""
         kinds = []
-        for fields in block.unpacked(self.classifier.layout):
-            _, _, _, _, _, _, protocol, total, ip_protocol, _, ports, _, offset, _ = fields
-            swap = protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port
-            kinds.append((SWAP_DATA if total > 20 + (offset >> 4 << 2) else SWAP_CONTROL) if swap else OTHER)
+        for index, fields in enumerate(block.unpacked(self.classifier.layout)):
+            _, _, _, _, _, _, protocol, total, ip_protocol, _, ports, seq, offset, flags = fields
+            if protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port:
+                size = total - 20 - (offset >> 4 << 2)
+                kinds.append(self._swap_data(np.array([seq]), np.array([size]))[0] if size > 0 else SWAP_CONTROL)
+            else:
+                operation = block.headers[index, ARP_OPERATION_AT] if protocol == ETH_P_ARP else 0
+                kinds.append(_stack_frame(protocol, int(operation), ip_protocol, ports >> 24, flags))
         return kinds
 
     def _outgoing_many(self, block: FrameBlock) -> list[int]:
         """`_outgoing_few` by columns."""
         headers = block.headers
-        is_ip = column(headers, 12, ">u2") == ETH_P_IP
-        swap = is_ip & (headers[:, 23] == IPPROTO_TCP) & (column(headers, 36, ">u2") == self._server_port)
-        header = 20 + ((headers[:, 46] >> 4).astype(np.int64) << 2)
-        data = column(headers, 16, ">u2").astype(np.int64) > header
-        kinds: list[int] = np.where(swap, np.where(data, SWAP_DATA, SWAP_CONTROL), OTHER).tolist()
+        protocols, ip_protocols = column(headers, 12, ">u2"), headers[:, 23]
+        swap = (protocols == ETH_P_IP) & (ip_protocols == IPPROTO_TCP)
+        swap &= column(headers, 36, ">u2") == self._server_port
+        size = column(headers, 16, ">u2").astype(np.int64) - 20 - ((headers[:, 46] >> 4).astype(np.int64) << 2)
+        kinds = np.where(swap, SWAP_CONTROL, OTHER)
+        data = swap & (size > 0)
+        if data.any():
+            kinds[data] = self._swap_data(column(headers, 38, ">u4")[data].astype(np.int64), size[data])
+        for index in np.flatnonzero(~swap).tolist():
+            row = headers[index]
+            operation, icmp_type, flags = (int(row[at]) for at in (ARP_OPERATION_AT, 34, 47))
+            kinds[index] = _stack_frame(int(protocols[index]), operation, int(ip_protocols[index]), icmp_type, flags)
+        found: list[int] = kinds.tolist()
+        return found
+
+    def _swap_data(self, seq: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> list[int]:
+        """New data of the swap connection, or data that was sent before: what does not go beyond all that was."""
+        base = int(seq[0]) if self._snd_nxt is None else self._snd_nxt
+        ahead = ((seq + size - base + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+        highest = np.maximum.accumulate(np.maximum(ahead, 0))
+        new = ahead > np.concatenate(([0], highest[:-1]))
+        self._snd_nxt = (base + int(highest[-1])) & 0xFFFFFFFF
+        kinds: list[int] = np.where(new, SWAP_DATA, SWAP_RETRANSMIT).tolist()
         return kinds
 
-    def _control_packets(self, kinds: list[int], kind: int, sk: Sock | None) -> bool:
-        """Do the frames of a kind find memory? An ACK for data in reserve memory is sent with PF_MEMALLOC."""
-        count = kinds.count(kind)
-        if not count:
-            return True
-        device = self.device
-        device.softirq.pf_memalloc = (
-            sk is not None and device.last_pfmemalloc and device.switches.receive_pf_memalloc
-        )
-        sent = send_control_packets(count, sk, device.skb_memory, device.socket_memory, device.softirq)
+    def _has_memory(self, kind: int, count: int) -> bool:
+        """Do `count` frames of a kind find memory? What answers a frame in reserve memory is sent with PF_MEMALLOC."""
+        device, netstat = self.device, self.device.netstat
+        answered = {SWAP_CONTROL: device.last_pfmemalloc, REPLY: device.stack_pfmemalloc}.get(kind, False)
+        device.softirq.pf_memalloc = answered and device.switches.receive_pf_memalloc
+        if kind == SWAP_RETRANSMIT:
+            sent = tcp_retransmit_skb(count, device.skb_memory, netstat, device.softirq)
+        else:
+            sk = self.swap_sk if kind == SWAP_CONTROL else None
+            netstat.arp_solicits += count if kind == ARP_REQUEST else 0
+            sent = send_control_packets(count, sk, device.skb_memory, device.socket_memory, device.softirq)
         device.softirq.pf_memalloc = False
         if not sent:
-            device.netstat.tx_skb_alloc_failed += count
+            netstat.tx_skb_alloc_failed += count
+            self.ledger.tally({(int(DropReason.TX_NOMEM), TX_NAMES[kind], False): count})
         return sent > 0
 
     def wire_rx_packets(self) -> int:
@@ -201,6 +238,16 @@ def _through(batch: RxBatch, indices: npt.NDArray[np.intp] | None) -> npt.NDArra
     through[list(batch.cut)] = False
     chosen = np.flatnonzero(through)
     return chosen if indices is None else indices[chosen]
+
+
+def _stack_frame(protocol: int, operation: int, ip_protocol: int, icmp_type: int, flags: int) -> int:
+    """What an outgoing frame that is not the swap connection's is."""
+    if protocol == ETH_P_ARP:
+        return ARP_REQUEST if operation == ARPOP_REQUEST else REPLY
+    if protocol != ETH_P_IP:
+        return OTHER
+    echo = ip_protocol == IPPROTO_ICMP and icmp_type == ICMP_ECHOREPLY
+    return REPLY if echo or (ip_protocol == IPPROTO_TCP and flags & TCP_RST) else OTHER
 
 
 def _without(batch: RxBatch, others: npt.NDArray[np.bool_]) -> RxBatch:

@@ -167,6 +167,8 @@ class NetDevice:
         self.softirq.serving_softirq = True
         self.last_pfmemalloc = False
         """The last skb that reached a SOCK_MEMALLOC socket lay in reserve memory: its ACK is sent with PF_MEMALLOC."""
+        self.stack_pfmemalloc = False
+        """The last skb for the stack itself lay in reserve memory: its answer is sent with PF_MEMALLOC."""
         self.pass_on: Callable[[HeldFrame], None] = _nothing
         """Told of each held frame of which something got through, once it has left the backlog."""
         self._tally = tally
@@ -289,6 +291,8 @@ class NetDevice:
             netstat.InDatagrams += count
             receiver.skb_set_owner_r(count * skbs.truesize)
             receiver.receive_queue.extend(skbs)
+        else:
+            self.stack_pfmemalloc = pfmemalloc
         self._count(verdict, name, pfmemalloc, count)
 
     def _receive_each(self, batch: RxBatch) -> None:
@@ -410,6 +414,7 @@ class NetDevice:
         verdict = self._check_protocol(skb, protocol)
         if verdict == DELIVERED:
             if receiver is None:
+                self.stack_pfmemalloc = pfmemalloc
                 self.skb_memory.kfree_skb(skb)
             elif receiver.__class__ is Sock:
                 verdict = self._udp_queue_rcv_skb(receiver, skb, batch, index)

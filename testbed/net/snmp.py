@@ -44,6 +44,12 @@ class NetStat:
     sk_allocation_missing: int = 0
     tx_skb_alloc_failed: int = 0
     """Frames the stack wanted to send that found no memory for their skb (an ACK, an ARP or ICMP reply)."""
+    RetransSegs: int = 0
+    """Segments of the swap connection that were to be sent again."""
+    TCPRetransFail: int = 0
+    """Those of them that found no memory for their clone."""
+    arp_solicits: int = 0
+    """ARP requests that the stack wanted to send."""
     tx_packets: int = 0
 
     def snapshot(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ from testbed.mm.slub import Slab
 from testbed.mm.wait import WaitQueue
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.skbuff import SkbMemory
+from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
 
 T = TypeVar("T")
@@ -178,4 +179,19 @@ def send_control_packets(
     if skb is None:
         return 0
     skb_memory.kfree_skb(skb)
+    return count
+
+
+def tcp_retransmit_skb(count: int, skb_memory: SkbMemory, netstat: NetStat, current: Task) -> int:
+    """How many of `count` segments that are sent once more find an skb for their clone.
+
+    They go out from a timer or an acknowledgement's softirq, with GFP_ATOMIC and without the socket's __GFP_MEMALLOC.
+    What finds none waits for the next timeout, which comes after twice the time.
+    """
+    netstat.RetransSegs += count
+    clone = skb_memory.skbuff_head_cache.alloc(GFP_ATOMIC, current)
+    if clone is None:
+        netstat.TCPRetransFail += count
+        return 0
+    clone.cache.free(clone)
     return count

@@ -164,9 +164,7 @@ def test_many_at_once_take_all_or_nothing() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.integers(1, 20_000)), max_size=60), st.booleans())
-def test_a_protocol_holds_the_pages_that_its_sockets_bytes_fill(
-    steps: list[tuple[int, bool, int]], tcp: bool
-) -> None:
+def test_a_protocol_holds_the_pages_that_its_sockets_bytes_fill(steps: list[tuple[int, bool, int]], tcp: bool) -> None:
     proto = protocol(10, 15, 20, tcp=tcp)
     sockets = [Sock(str(number), 1 << 30, prot=proto) for number in range(3)]
     charged: list[list[int]] = [[], [], []]
