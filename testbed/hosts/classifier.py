@@ -119,7 +119,8 @@ class Classifier:
                 code = SWAP
                 segment = self._tcp_segment(total, fields[11:], gso_type, segment[2])
             elif is_ip and ip_protocol == IPPROTO_TCP and ports & 0xFFFF in self._listeners:
-                code, segment = self._stream_segment(source, ports, total, fields[11:], segment[2] if gso_type else 0)
+                size = segment[2] if gso_type else 0
+                code, segment = self._stream_segment(source, ports, total, fields[11:], size) or (STACK, segment)
             if code == STACK:
                 code = self._stack_code((protocol, ip_protocol if is_ip else 0))
             codes.append(code)
@@ -145,8 +146,11 @@ class Classifier:
 
     def _stream_segment(
         self, source: int, ports: int, total: int, tcp: tuple[int, int, int], size: int
-    ) -> tuple[int, Segment]:
-        """Code and segment of one frame to a listening socket's port; `size` is 0 for a frame that is not GSO."""
+    ) -> tuple[int, Segment] | None:
+        """Code and segment of one frame to a listening socket's port, None if it is of no connection.
+
+        `size` is 0 for a frame that is not GSO.
+        """
         seq, offset, flags = tcp
         stream = self._streams.get((source, ports))
         opening = flags & TCP_SYN_ACK == TCP_SYN
@@ -155,7 +159,7 @@ class Classifier:
             stream = self._streams[source, ports] = Stream(len(self._kinds), queue, seq + 1)
             self._kinds.append(Kind(ETH_P_IP, queue, queue.sk.name))
         if stream is None:
-            return STACK, (0, 1, size)
+            return None
         payload = total - 20 - (offset >> 4 << 2)
         segments = max(1, -(-payload // size)) if self._gso and size else 1
         return stream.code, (stream.offset(seq + payload) if payload > 0 else 0, segments, size)
@@ -181,7 +185,7 @@ class Classifier:
         if has_swap:
             self._add_tcp(batch, block, headers, swap)
         if streams:
-            self._add_streams(batch, streams)
+            self._add_streams(batch, block, streams)
         return batch, None if addressed.all() else ~addressed
 
     def _stream_segments(
@@ -197,20 +201,22 @@ class Classifier:
             whole = self._gso and block.vnet[index, 1]
             size = int.from_bytes(block.vnet[index, 4:6].tobytes(), "little") if whole else 0
             tcp = (seq, int(headers[index, 46]), int(headers[index, 47]))
-            codes[index], segment = self._stream_segment(source, ports, total, tcp, size)
-            if codes[index] != STACK:
-                segments[index] = segment
+            found = self._stream_segment(source, ports, total, tcp, size)
+            if found is not None:
+                codes[index], segments[index] = found
         return segments
 
-    def _add_streams(self, batch: RxBatch, streams: dict[int, Segment]) -> None:
+    def _add_streams(self, batch: RxBatch, block: FrameBlock, streams: dict[int, Segment]) -> None:
         """Enter what `_stream_segments` has found into a batch that may have frames of the swap connection too."""
         ends = list(batch.end_seq or [0] * len(batch))
-        segments = list(batch.segments or [1] * len(batch))
-        sizes = list(batch.gso_size or [0] * len(batch))
-        for index, segment in streams.items():
-            ends[index], segments[index], sizes[index] = segment
+        for index, (end_seq, _, _) in streams.items():
+            ends[index] = end_seq
         batch.end_seq = ends
         if self._gso:
+            segments = list(batch.segments or [1] * len(batch))
+            sizes = list(batch.gso_size or column(block.vnet, 4, "<u2").tolist())
+            for index, (_, count, size) in streams.items():
+                segments[index], sizes[index] = count, size
             batch.segments, batch.gso_size = segments, sizes
 
     def _stack_codes(self, protocols: Codes, ip_protocols: Codes) -> list[int]:

@@ -77,18 +77,18 @@ class NbdDevice:
         send_queue: TcpSendQueue,
         socket_memory: SocketMemory,
     ) -> None:
-        """`nbd_do_it`: take over a connection in its transmission phase and start to receive from it."""
+        """`nbd_do_it`: take over a connection in its transmission phase and start to receive from it.
+
+        Its socket stays SOCK_MEMALLOC for good: nothing here ever calls `sk_clear_memalloc`, as in 2012.
+        """
         self.client = client
         self.swap_io = swap_io
         self.receive_queue = receive_queue
         self.send_queue = send_queue
         self._read_before = client.bytes_received
         send_queue.write_seq = client.bytes_sent
-        sk = receive_queue.sk
-        sk.sk_allocation = GFP_NOIO
         if self.switches.nbd_memalloc:
-            socket_memory.sk_set_memalloc(sk)
-            sk.sk_allocation = GFP_NOIO | GFP_MEMALLOC
+            socket_memory.sk_set_memalloc(receive_queue.sk)
         asyncio.get_running_loop().add_reader(client.fileno(), self.receive)
 
     async def submit_write(self, pages: Sequence[Page], nice: int) -> None:
@@ -148,11 +148,14 @@ class NbdDevice:
         """Find memory for the request's bytes, then hand them to the real socket."""
         size = NBD_REQUEST_SIZE + (len(request.pages) * PAGE_SIZE if request.write else 0)
         self.thread_blocked_since = asyncio.get_running_loop().time()
+        saved = self.thread.pf_memalloc
         if self.switches.nbd_memalloc:
             self.pf_memalloc_sends += 1
             self.thread.pf_memalloc = True
+            self.send_queue.sk.sk_allocation = GFP_NOIO | GFP_MEMALLOC
         else:
             self.ordinary_sends += 1
+            self.send_queue.sk.sk_allocation = GFP_NOIO
         self.queue.popleft()
         self._handle += 1
         self.in_flight[self._handle] = request
@@ -161,7 +164,7 @@ class NbdDevice:
         try:
             await self.send_queue.tcp_sendmsg(size, self.thread, self._push_some)
         finally:
-            self.thread.pf_memalloc = False
+            self.thread.pf_memalloc = saved
         self.thread_blocked_since = None
         while not self._closed and not self._push():
             await self._wait_writable()

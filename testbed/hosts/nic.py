@@ -13,14 +13,15 @@ import asyncio
 import numpy as np
 import numpy.typing as npt
 
-from testbed.hosts.classifier import FEW, IPPROTO_ICMP, IPPROTO_TCP, Classifier, column
+from testbed.hosts.classifier import IPPROTO_TCP, Classifier
 from testbed.hosts.ledger import Ledger
+from testbed.hosts.outgoing import ARP_REQUEST, NAMES, REPLY, SWAP_CONTROL, SWAP_DATA, SWAP_RETRANSMIT, Outgoing
 from testbed.hosts.segment import kept_segments
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender
-from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, HeldFrame, NetDevice, RxBatch
+from testbed.net.dev import DELIVERED, HeldFrame, NetDevice, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
 from testbed.net.tcp_output import send_control_packets, tcp_retransmit_skb
@@ -35,19 +36,6 @@ GSO_BUDGET = 256
 WIRE_SLOTS = 4096
 GSO_WIRE_SLOTS = 1024
 INNER_SLOTS = 256
-SWAP_DATA, SWAP_CONTROL, SWAP_RETRANSMIT, ARP_REQUEST, REPLY, OTHER = range(6)
-"""What an outgoing frame is: a reply is sent from the softirq that received what it answers."""
-TX_NAMES = {
-    SWAP_CONTROL: "swap control",
-    SWAP_RETRANSMIT: "swap retransmit",
-    ARP_REQUEST: "arp request",
-    REPLY: "reply",
-    OTHER: "other",
-}
-ARP_OPERATION_AT = 21
-ARPOP_REQUEST = 1
-ICMP_ECHOREPLY = 0
-TCP_RST = 0x04
 IP_PROTOCOL_AT = 23
 """Offset of the IPv4 protocol number in a frame."""
 NO_FRAMES = np.zeros(0, np.intp)
@@ -83,9 +71,8 @@ class Nic:
         self.classifier = classifier
         self.ledger = ledger
         self.swap_sk = swap_sk
-        self._server_port = server_port
+        self._outgoing = Outgoing(classifier.layout, server_port)
         self.on_swap_frames = _nothing
-        self._snd_nxt: int | None = None
         device.pass_on = self._pass_on
         loop = asyncio.get_running_loop()
         loop.add_reader(self.wire_ring.fileno(), self.receive)
@@ -144,7 +131,7 @@ class Nic:
         block = self.inner_ring.ready(self._budget)
         if block is None:
             return
-        kinds = self._outgoing_few(block) if block.count <= FEW else self._outgoing_many(block)
+        kinds = self._outgoing.kinds(block)
         refused = {kind for kind in set(kinds) if kind != SWAP_DATA and not self._has_memory(kind, kinds.count(kind))}
         if refused:
             sent = np.array([index for index, kind in enumerate(kinds) if kind not in refused], np.intp)
@@ -154,47 +141,6 @@ class Nic:
             self.to_wire.send(block)
             self.device.netstat.tx_packets += block.count
         self.inner_ring.release(block)
-
-    def _outgoing_few(self, block: FrameBlock) -> list[int]:
-        """What each frame of a block is."""
-        kinds = []
-        for index, fields in enumerate(block.unpacked(self.classifier.layout)):
-            _, _, _, _, _, _, protocol, total, ip_protocol, _, ports, seq, offset, flags = fields
-            if protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port:
-                size = total - 20 - (offset >> 4 << 2)
-                kinds.append(self._swap_data(np.array([seq]), np.array([size]))[0] if size > 0 else SWAP_CONTROL)
-            else:
-                operation = block.headers[index, ARP_OPERATION_AT] if protocol == ETH_P_ARP else 0
-                kinds.append(_stack_frame(protocol, int(operation), ip_protocol, ports >> 24, flags))
-        return kinds
-
-    def _outgoing_many(self, block: FrameBlock) -> list[int]:
-        """`_outgoing_few` by columns."""
-        headers = block.headers
-        protocols, ip_protocols = column(headers, 12, ">u2"), headers[:, 23]
-        swap = (protocols == ETH_P_IP) & (ip_protocols == IPPROTO_TCP)
-        swap &= column(headers, 36, ">u2") == self._server_port
-        size = column(headers, 16, ">u2").astype(np.int64) - 20 - ((headers[:, 46] >> 4).astype(np.int64) << 2)
-        kinds = np.where(swap, SWAP_CONTROL, OTHER)
-        data = swap & (size > 0)
-        if data.any():
-            kinds[data] = self._swap_data(column(headers, 38, ">u4")[data].astype(np.int64), size[data])
-        for index in np.flatnonzero(~swap).tolist():
-            row = headers[index]
-            operation, icmp_type, flags = (int(row[at]) for at in (ARP_OPERATION_AT, 34, 47))
-            kinds[index] = _stack_frame(int(protocols[index]), operation, int(ip_protocols[index]), icmp_type, flags)
-        found: list[int] = kinds.tolist()
-        return found
-
-    def _swap_data(self, seq: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> list[int]:
-        """New data of the swap connection, or data that was sent before: what does not go beyond all that was."""
-        base = int(seq[0]) if self._snd_nxt is None else self._snd_nxt
-        ahead = ((seq + size - base + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
-        highest = np.maximum.accumulate(np.maximum(ahead, 0))
-        new = ahead > np.concatenate(([0], highest[:-1]))
-        self._snd_nxt = (base + int(highest[-1])) & 0xFFFFFFFF
-        kinds: list[int] = np.where(new, SWAP_DATA, SWAP_RETRANSMIT).tolist()
-        return kinds
 
     def _has_memory(self, kind: int, count: int) -> bool:
         """Do `count` frames of a kind find memory? What answers a frame in reserve memory is sent with PF_MEMALLOC."""
@@ -210,7 +156,7 @@ class Nic:
         device.softirq.pf_memalloc = False
         if not sent:
             netstat.tx_skb_alloc_failed += count
-            self.ledger.tally({(int(DropReason.TX_NOMEM), TX_NAMES[kind], False): count})
+            self.ledger.tally({(int(DropReason.TX_NOMEM), NAMES[kind], False): count})
         return sent > 0
 
     def wire_rx_packets(self) -> int:
@@ -238,16 +184,6 @@ def _through(batch: RxBatch, indices: npt.NDArray[np.intp] | None) -> npt.NDArra
     through[list(batch.cut)] = False
     chosen = np.flatnonzero(through)
     return chosen if indices is None else indices[chosen]
-
-
-def _stack_frame(protocol: int, operation: int, ip_protocol: int, icmp_type: int, flags: int) -> int:
-    """What an outgoing frame that is not the swap connection's is."""
-    if protocol == ETH_P_ARP:
-        return ARP_REQUEST if operation == ARPOP_REQUEST else REPLY
-    if protocol != ETH_P_IP:
-        return OTHER
-    echo = ip_protocol == IPPROTO_ICMP and icmp_type == ICMP_ECHOREPLY
-    return REPLY if echo or (ip_protocol == IPPROTO_TCP and flags & TCP_RST) else OTHER
 
 
 def _without(batch: RxBatch, others: npt.NDArray[np.bool_]) -> RxBatch:

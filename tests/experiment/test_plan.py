@@ -19,6 +19,7 @@ from testbed import (
     NbdServer,
     Neighbour,
     SwapClient,
+    TcpStream,
     TcpSynFlood,
     Topology,
     TopologyError,
@@ -120,6 +121,25 @@ def test_clients_of_one_server_have_an_area_each() -> None:
 def test_floods_know_their_ports(flood: Flood, ports: tuple[int, ...]) -> None:
     (planned,) = resolve(build(flood=flood)).floods
     assert (planned.kind, planned.ports) == (flood.kind, ports)
+
+
+def test_streams_go_to_tcp_bystanders_and_floods_to_udp_ones() -> None:
+    bystanders = [Bystander(count=2), Bystander(count=2, protocol="tcp")]
+    topology = build(client={"bystanders": bystanders}, flood=UdpFlood())
+    topology.flood(noise_of(topology), topology.clients[0], TcpStream(bytes_per_second="1M", start="workload"))
+    plan = resolve(topology)
+    (flood,), (stream,) = plan.floods, plan.streams
+    assert (flood.ports, stream.ports) == ((20000, 20001), (20002, 20003))
+    assert (stream.bytes_per_second, stream.start, stream.target.host) == (MIB, "workload", "client")
+    assert [bystander.protocol for bystander in plan.clients[0].bystanders] == ["udp", "udp", "tcp", "tcp"]
+    assert resolve(topology, Overrides(flood=0)).streams == ()
+    lonely = build()
+    lonely.flood(noise_of(lonely), lonely.clients[0], TcpStream())
+    assert 'a TcpStream needs bystanders with protocol="tcp"' in refusal(lonely)
+
+
+def noise_of(topology: Topology) -> Neighbour:
+    return next(host for host in topology.hosts if isinstance(host, Neighbour))
 
 
 def test_a_tag_makes_room_for_itself() -> None:
