@@ -253,7 +253,8 @@ class NetDevice:
 
     def _judge(self, groups: list[Group]) -> list[int] | None:
         """The one verdict for all frames of each group; None if a group would have two, or their order matters."""
-        takers: dict[Sock, int] = {}
+        takers: set[Sock] = set()
+        sizes: dict[Sock, int] = {}
         verdicts = []
         for kind, pfmemalloc, count in groups:
             receiver = kind.receiver
@@ -269,9 +270,11 @@ class NetDevice:
                 room = max(0, receiver.rcvbuf - receiver.rmem_alloc) // self.ring.truesize
                 if 0 < room < count or receiver in takers:
                     return None
-                takers[receiver] = count * self.ring.truesize if room else 0
+                takers.add(receiver)
+                if room and receiver.prot is not None:
+                    sizes[receiver] = count * self.ring.truesize
                 verdicts.append(DELIVERED if room else SOCKET_RCVBUFF)
-        return verdicts if not takers or sk_rmem_schedule_all(takers) else None
+        return verdicts if not sizes or sk_rmem_schedule_all(sizes) else None
 
     def _settle(self, group: Group, verdict: int, skbs: SkbColumns) -> None:
         """Count a group's frames, and queue `skbs` if a socket takes them."""
@@ -360,7 +363,7 @@ class NetDevice:
         listed = kind.protocol in SKB_PFMEMALLOC_PROTOCOLS
         if first_end <= queue.copied_seq or wanted * ring.truesize > room or filtered or not listed:
             return False
-        if queue.sk.owner is not None or not sk_rmem_schedule_all({queue.sk: wanted * ring.truesize}):
+        if queue.sk.owner is not None or not queue.sk.sk_rmem_schedule_whole(wanted * ring.truesize):
             return False
         self.netstat.rx_packets += wanted
         self._count_reserve(reserve)

@@ -115,14 +115,15 @@ class Proto:
 
 def sk_rmem_schedule_all(sizes: Mapping[Sock, int]) -> bool:
     """Take pages for many skbs at once, bytes by socket; False, with nothing done, if any might have to be refused."""
-    missing = {sk: size - sk.forward_alloc for sk, size in sizes.items() if sk.prot is not None}
+    if len(sizes) == 1:
+        ((sk, size),) = sizes.items()
+        return sk.sk_rmem_schedule_whole(size)
     pages: dict[Proto, int] = {}
-    for sk, size in missing.items():
-        assert sk.prot is not None
-        pages[sk.prot] = pages.get(sk.prot, 0) + max(0, -(-size // SK_MEM_QUANTUM))
+    for sk, size in sizes.items():
+        if sk.prot is not None:
+            pages[sk.prot] = pages.get(sk.prot, 0) + max(0, -((sk.forward_alloc - size) // SK_MEM_QUANTUM))
     if any(prot.memory_allocated + count > prot.sysctl_mem[0] for prot, count in pages.items()):
         return False
-    for sk, size in missing.items():
-        if size > 0 and sk.prot is not None:
-            sk.prot.sk_mem_schedule(sk, size, sk.rmem_alloc)
+    for sk, size in sizes.items():
+        sk.sk_rmem_schedule_whole(size)
     return True

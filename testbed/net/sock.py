@@ -74,6 +74,20 @@ class Sock:
             return True
         return pfmemalloc and prot.pfmemalloc_exempt
 
+    def sk_rmem_schedule_whole(self, size: int) -> bool:
+        """`sk_rmem_schedule` for many skbs of `size` bytes together: False if it might depend on each of them."""
+        prot = self.prot
+        missing = size - self.forward_alloc
+        if prot is None or missing <= 0:
+            return True
+        pages = -(-missing // SK_MEM_QUANTUM)
+        if prot.memory_allocated + pages > prot.sysctl_mem[0]:
+            return False
+        prot.memory_allocated += pages
+        prot.memory_pressure = False
+        self.forward_alloc += pages * SK_MEM_QUANTUM
+        return True
+
     def sk_wmem_schedule(self, size: int) -> bool:
         """`sk_wmem_schedule`: may `size` more bytes be queued to send? Nobody is exempt, not even swap."""
         prot = self.prot
