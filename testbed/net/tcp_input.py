@@ -73,10 +73,8 @@ class TcpReceiveQueue:
         self.skb_memory.kfree_skb(skb)
 
     def purge(self) -> None:
-        """The socket is closed: free everything."""
+        """The socket is closed: free what is queued. What a task keeps in the backlog comes here when it lets go."""
         for _, _, _, skbs in sorted(self._queue, key=lambda entry: entry[:2]):
             for skb in [skbs] if isinstance(skbs, SkBuff) else skbs:
                 self._free(skb)
         self._queue.clear()
-        if self.sk.backlog is not None:
-            self.sk.backlog.drop(self.skb_memory.kfree_skb)

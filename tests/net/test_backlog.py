@@ -173,10 +173,29 @@ def test_who_waits_for_the_socket_gets_it_after_the_backlog() -> None:
     assert seen == [(2, True)]
 
 
-def test_closing_a_socket_frees_its_backlog() -> None:
+def test_what_a_closed_socket_keeps_in_its_backlog_still_has_an_end() -> None:
     host = Host()
     host.swap.sk.lock_sock(TASK)
     arrive(host, host.swap, 3, [100, 200, 300])
     host.swap.purge()
+    assert host.swap.sk.backlog is not None
+    assert len(host.swap.sk.backlog) == 3
+    host.swap.sk.release_sock(TASK)
+    assert host.ended(DropReason.DELIVERED) == 3
+    host.swap.purge()
     host.device.close()
     assert host.machine.node.pages_leaked() == 0
+
+
+def test_a_machine_that_stopped_gives_its_backlog_back() -> None:
+    host = in_shortage(BEFORE_4_3)
+    host.udp.lock_sock(TASK)
+    arrive(host, host.udp, 2)
+    with pytest.raises(KernelBug):
+        host.udp.release_sock(TASK)
+    assert host.udp.backlog is not None
+    assert len(host.udp.backlog) == 2
+    used = host.skb_memory.rx_cache.inuse
+    host.udp.backlog.drop(host.skb_memory.kfree_skb)
+    assert host.skb_memory.rx_cache.inuse == used - 2
+    assert (len(host.udp.backlog), host.udp.backlog.length) == (0, 0)

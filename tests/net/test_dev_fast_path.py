@@ -265,9 +265,10 @@ def test_both_paths_agree(seed: int) -> None:
         assert hosts[0].state() == hosts[1].state()
     for host in hosts:
         host.swap.purge()
-        for sk in host.sockets:
+        for sk in (*host.sockets, host.swap.sk):
             if sk.backlog is not None:
                 sk.backlog.drop(host.skb_memory.kfree_skb)
+        for sk in host.sockets:
             host.device.read_datagrams(sk, len(sk.receive_queue))
         host.device.close()
         assert not host.node.caches["skbuff_head_cache"].inuse
