@@ -8,7 +8,7 @@ what everybody saw to the verdict. What its hosts are, and what its clock shows,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from testbed.experiment.acting import acting
@@ -126,6 +126,28 @@ class _Client:
         return self.latest.time - self.last_moved.time
 
 
+class _CanaryWatch:
+    """Datagrams under way to one client, `sent` of them from `now` on."""
+
+    def __init__(self, client: _Client, sent: int, now: float) -> None:
+        self.client = client
+        self.sent = sent
+        self.received = 0
+        self._before = self._read()
+        self._deadline = now + CANARY_TIMEOUT_S
+        self._changed = now + CANARY_SECONDS
+
+    def _read(self) -> int:
+        return self.client.latest.counters["canary_received"] if self.client.samples else 0
+
+    def over(self, now: float) -> bool:
+        """Have all been read, or will no more come?"""
+        received = self._read() - self._before
+        if received != self.received:
+            self.received, self._changed = received, max(self._changed, now)
+        return received >= self.sent or now >= min(self._deadline, self._changed + CANARY_QUIET_S)
+
+
 class _Flood:
     """The floods and streams of one neighbour that start together, sent by one host."""
 
@@ -188,14 +210,15 @@ class Coordinator:
 
     def carry_out(self) -> None:
         """Canary, workload and floods, stall or end, canary, shutdown."""
-        for client in self.clients:
-            client.canary_before = self._canary(client, CANARY_BEFORE)
+        for client, canary in zip(self.clients, self._canaries(lambda _: CANARY_BEFORE), strict=True):
+            client.canary_before = canary
         self._workload()
         self._stop_floods()
         if any(client.stalled_for() >= self.limits.stall for client in self.clients):
             self._confirm_stalls()
-        for client in self.clients:
-            client.canary_after = self._canary(client, client.plan.ring + CANARY_AFTER_MARGIN)
+        after = self._canaries(lambda plan: plan.ring + CANARY_AFTER_MARGIN)
+        for client, canary in zip(self.clients, after, strict=True):
+            client.canary_after = canary
         self._finish()
 
     def _workload(self) -> None:
@@ -227,7 +250,7 @@ class Coordinator:
     def _note_stalls(self) -> None:
         for client in self.clients:
             if client.stalled_for() >= self.limits.stall and client.last_moved is not None:
-                client.stall = Stall(client.last_moved, client.latest, 0.0, client.latest)
+                client.stall = Stall(client.last_moved, client.latest, 0.0, client.latest, client.plan.scarce)
                 self._say("stalled", {"client": client.plan.name, "seconds": round(client.stalled_for(), 3)})
 
     def _stop_floods(self) -> None:
@@ -256,24 +279,20 @@ class Coordinator:
         if client.last_moved.time > noticed.time and client.stalled_for() >= self.limits.stall:
             noticed = client.latest
             self._say("stalled again", {"client": client.plan.name})
-            client.stall = Stall(client.last_moved, noticed, stopped, noticed)
-        client.stall = Stall(client.stall.last_moved, noticed, stopped, client.latest)
+            client.stall = replace(client.stall, last_moved=client.last_moved, noticed=noticed)
+        client.stall = replace(client.stall, flood_stopped=stopped, after=client.latest)
         still = client.last_moved.time <= noticed.time
         return client.ended or (still and client.latest.time >= max(stopped, noticed.time) + self.limits.stall)
 
-    def _canary(self, client: _Client, count: int) -> Canary:
-        """Send `count` datagrams, and wait until all have been read or no more come."""
-        self._until(lambda: bool(client.samples), CANARY_TIMEOUT_S)
-        before = client.latest.counters["canary_received"] if client.samples else 0
-        client.canary.send(SendCanary(count, CANARY_SECONDS))
-        deadline = self.clock.now() + CANARY_TIMEOUT_S
-        received, changed = 0, self.clock.now() + CANARY_SECONDS
-        while received < count and self.clock.now() < min(deadline, changed + CANARY_QUIET_S):
+    def _canaries(self, count: Callable[[ClientPlan], int]) -> list[Canary]:
+        """Send every client `count` datagrams, and wait until all have been read or no more come."""
+        self._until(lambda: all(client.samples for client in self.clients), CANARY_TIMEOUT_S)
+        watches = [_CanaryWatch(client, count(client.plan), self.clock.now()) for client in self.clients]
+        for watch in watches:
+            watch.client.canary.send(SendCanary(watch.sent, CANARY_SECONDS))
+        while not all(watch.over(self.clock.now()) for watch in watches):
             self._tick()
-            now = client.latest.counters["canary_received"] - before if client.samples else 0
-            if now != received:
-                received, changed = now, max(changed, self.clock.now())
-        return Canary(count, received)
+        return [Canary(watch.sent, watch.received) for watch in watches]
 
     def _finish(self) -> None:
         for client in self.clients:

@@ -1,8 +1,9 @@
 """Hung for ever, or merely starved? Decided from what a stalled client did, and from nothing else.
 
-A deadlock: tasks wait, and for the whole stall limit no swap request completes, no page is reclaimed and no page is
-touched; then the floods stop and for as long again the same. A kernel without the series stays hung when the flood
-ends, since the memory its swap needs is held by what waits for swap. A host that moves again was starved.
+A deadlock: tasks wait, memory is short, and for the whole stall limit no swap request completes, no page is reclaimed
+and no page is touched; then the floods stop and for as long again the same. A kernel without the series stays hung when
+the flood ends, since the memory its swap needs is held by what waits for swap. A host that moves again was starved, and
+one with memory to spare is stuck on something else.
 """
 
 from __future__ import annotations
@@ -51,6 +52,13 @@ def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
         )
     if min(waiting) == 0:
         return Diagnosis(False, f"nothing moved for {still:.1f} s, but no task was waiting: idle, not deadlocked")
+    free = gauge(stall.after, "nr_free_pages")
+    if free > stall.scarce:
+        return Diagnosis(
+            False,
+            f"stuck, but not for memory: nothing moved for {still:.1f} s, nor for {confirmed:.1f} s after the flood "
+            f"had stopped, with {free} pages free: any request is granted while more than {stall.scarce} are",
+        )
     return Diagnosis(
         True,
         f"deadlock: no swap completion, no page reclaimed, no page touched for {still:.1f} s while {waiting[0]} tasks "

@@ -43,13 +43,14 @@ class Stall:
 
     `flood_stopped` is when the last flood ended (CLOCK_MONOTONIC seconds), or the moment of notice if none was running.
     A client that moved a little when the flood ended and then stopped once more may be given by its second stop, which
-    began without any flood.
+    began without any flood. `scarce` is the number of free pages above which no request for memory has to wait.
     """
 
     last_moved: Observation
     noticed: Observation
     flood_stopped: float
     after: Observation
+    scarce: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from testbed.patches import PATCHES
 from testbed.size import format_size
 
 WIDTH = 120
+MOST_LIMITS = 40
 STYLES: dict[Outcome, str] = {
     "pass": "bold green",
     "fail": "bold red",
@@ -42,8 +43,10 @@ def show(console: Console, result: Result) -> None:
     console.print(table)
     for name, value in numbers(result):
         console.print(f"  {name:<28} {value}", highlight=False)
-    for line in result.limits:
+    for line in result.limits[:MOST_LIMITS]:
         console.print(f"  limit reached: {escape(line)}", highlight=False, soft_wrap=True)
+    if (hidden := len(result.limits) - MOST_LIMITS) > 0:
+        console.print(f"  limit reached: {hidden} more lines like these are in result.json", highlight=False)
     for line in result.warnings:
         console.print(f"  warning: {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
     style = STYLES[result.outcome]

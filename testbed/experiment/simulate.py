@@ -35,7 +35,7 @@ SPEED = LinkSpeed()
 WHOLE_PAGES_UP_TO = 2 << 30
 """Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
 CLIENTS_SAMPLED_OFTEN = 10
-SLOWEST_SAMPLES_S = 1.0
+SLOWEST_SAMPLES_S = 0.5
 """With more clients than this samples come less often, but at least so often."""
 
 

@@ -22,7 +22,7 @@ Start = Literal["swapping", "workload"]
 
 READERS = ("prompt", "faulting", "corked", "never")
 PROTOCOLS = ("udp", "tcp")
-SLAB_ALLOCATORS = ("slub",)
+SLAB_ALLOCATORS = ("slub", "slab")
 DRIVERS = ("linear", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload")

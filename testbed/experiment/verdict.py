@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from testbed.experiment.checks import CHECKS, CheckFunction
+from testbed.experiment.checks import CHECKS, CheckFunction, Finding
 from testbed.experiment.deadlock import diagnose
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence
 from testbed.experiment.result import Check, Outcome
 
+MOST_SHOWN = 20
+"""Clients whose evidence a check spells out."""
 SOUNDNESS = ("canary before", "conservation", "the switch took effect")
 
 
@@ -39,10 +41,25 @@ def _check(name: str, function: CheckFunction, run: RunEvidence) -> Check:
     findings = [_find(function, client, run) for client in run.clients]
     if len(findings) == 1:
         return Check(name, *findings[0])
-    text = "; ".join(f"{client.name}: {words}" for client, (_, words) in zip(run.clients, findings, strict=True))
+    text = _by_client(run, findings)
     results = {ok for ok, _ in findings}
     ok = False if False in results else (True if True in results else None)
     return Check(name, ok, text)
+
+
+def _by_client(run: RunEvidence, findings: Sequence[Finding]) -> str:
+    """Each client's evidence; of very many clients, that of the worst, and a count of the rest."""
+    found = list(zip(run.clients, findings, strict=True))
+    shown = found if len(found) <= MOST_SHOWN else sorted(found, key=_severity)[:MOST_SHOWN]
+    parts = [f"{client.name}: {words}" for client, (_, words) in shown]
+    if hidden := len(found) - len(shown):
+        bad = sum(ok is False for _, (ok, _) in found) - sum(ok is False for _, (ok, _) in shown)
+        parts.append(f"and {hidden} more clients, {bad} of which failed")
+    return "; ".join(parts)
+
+
+def _severity(found: tuple[ClientEvidence, Finding]) -> bool:
+    return found[1][0] is not False
 
 
 def _find(function: CheckFunction, client: ClientEvidence, run: RunEvidence) -> tuple[bool | None, str]:

@@ -151,6 +151,8 @@ class EmulatedClient:
         self.switches = Switches.of(patches, plan.rules)
         self.ram = mmap.mmap(-1, plan.memory)
         self.device = NbdDevice(self.switches)
+        self.netstat = NetStat()
+        self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.node = Node(
             memoryview(self.ram),
             self.device,
@@ -160,11 +162,11 @@ class EmulatedClient:
             page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
             zones=plan.zones,
             nodes=plan.nodes,
+            slab=plan.slab,
+            memalloc_socks=lambda: self.socket_memory.memalloc_socks,
         )
         if page_bytes != PAGE_SIZE:
             self.ram = self._keep_only(page_bytes)
-        self.netstat = NetStat()
-        self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu, plan.driver)
         managed = self.node.page_alloc.managed
         rules, buffer_pages = self.switches.rules, managed - plan.watermarks.high

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from testbed.mm.watermarks import Watermarks
+from testbed.mm.watermarks import PAGE_SHIFT, Watermarks
+from testbed.mm.zone_layout import lowmem_reserve, zone_spans
 from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
 from testbed.rules import V9, Rules
@@ -114,3 +115,9 @@ class ClientPlan:
     udp_mem: Mem | None = None
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
+
+    @property
+    def scarce(self) -> int:
+        """Free pages above which no request waits: low, and what low zones keep from requests for higher ones."""
+        spans = zone_spans(self.memory >> PAGE_SHIFT, self.zones, self.nodes)
+        return self.watermarks.low + sum(max(lowmem_reserve(span, spans)) for span in spans)

@@ -67,6 +67,11 @@ def witnesses(counters: Mapping[str, int], netstat: NetStat, nbd_sends: tuple[in
             netstat.receive_pf_memalloc,
             "skbs processed with PF_MEMALLOC",
         ),
+        13: (
+            c["slab_inlined"] + c["slab_not_inlined"],
+            c["slab_inlined"],
+            "SLAB objects moved without a look at their tags while there was no SOCK_MEMALLOC socket",
+        ),
         14: (with_memalloc + without_memalloc, with_memalloc, "requests that nbd_thread sent with PF_MEMALLOC"),
         15: (c["throttle_low_reserve"], c["throttle_waits"], "direct reclaimers put to sleep"),
         16: (c["throttle_waits"], c["pgscan_direct_throttle"], "sleeps counted in pgscan_direct_throttle"),

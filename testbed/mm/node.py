@@ -5,6 +5,10 @@ Most hosts are one memory node. One with two (NUMA) has the zones of both, and o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from testbed.mm import slab as slab_3_6
+from testbed.mm import slab_lists, slub
 from testbed.mm.gfp import ALLOC_WMARK_HIGH, GFP_HIGHUSER_MOVABLE
 from testbed.mm.kswapd import Kswapd
 from testbed.mm.memory import Memory
@@ -12,8 +16,8 @@ from testbed.mm.min_free_kbytes import MinFreeKbytes
 from testbed.mm.oom_kill import OomKiller
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.page_io import SwapDevice, SwapIO
-from testbed.mm.slub import KmemCache
-from testbed.mm.swap_state import SwapCache
+from testbed.mm.slab_common import KmemCache
+from testbed.mm.swap_state import RADIX_TREE_NODE_SIZE, SwapCache
 from testbed.mm.swapfile import SwapInfo
 from testbed.mm.vmscan import Vmscan
 from testbed.mm.vmstat import VmStat
@@ -35,6 +39,8 @@ class Node:
         page_cache: pages of clean page cache that the machine starts with.
         zones: the layout of zones, one of `zone_layout.LAYOUTS`.
         nodes: the number of memory nodes, 1 or 2.
+        slab: which slab allocator, "slub" or "slab".
+        memalloc_socks: how many SOCK_MEMALLOC sockets there are (`sk_memalloc_socks()`), which only SLAB asks.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class Node:
         page_cache: int = 0,
         zones: str = "normal",
         nodes: int = 1,
+        slab: str = "slub",
+        memalloc_socks: Callable[[], int] = int,
     ) -> None:
         self.switches = switches
         self.vmstat = VmStat()
@@ -60,16 +68,19 @@ class Node:
         self.page_alloc = PageAllocator(self.zones, self.vmstat, switches)
         self.zone = self.page_alloc.zone
         self.min_free_kbytes = MinFreeKbytes(self.zones, self.vmstat, switches)
+        self.slab = slab
+        self.pfmemalloc = slab_3_6.Pfmemalloc(memalloc_socks)
+        self.caches: dict[str, KmemCache] = {}
+        self.kmalloc_prefix = "kmalloc" if slab == "slub" else "size"
+        for size in KMALLOC_SIZES:
+            self.kmem_cache_create(f"{self.kmalloc_prefix}-{size}", size)
         self.swap = SwapInfo(swap_pages)
-        self.swap_cache = SwapCache(self.swap, self.page_alloc)
+        self.swap_cache = SwapCache(self.swap, self.kmem_cache_create("radix_tree_node", RADIX_TREE_NODE_SIZE))
         self.swap_io = SwapIO(self.page_alloc, self.swap_cache, swap_device)
         self.vmscan = Vmscan(self.page_alloc, self.swap_cache, self.swap_io)
         self.kswapd = Kswapd(self.vmscan)
         self.memory = Memory(self.page_alloc, self.swap_cache, self.swap_io)
         self.oom_killer = OomKiller(self.vmstat, [self.vmscan.pfmemalloc_wait, self.page_alloc.progress])
-        self.caches: dict[str, KmemCache] = {"radix_tree_node": self.swap_cache.radix_tree_node}
-        for size in KMALLOC_SIZES:
-            self.kmem_cache_create(f"kmalloc-{size}", size)
         self.page_alloc.wakeup_kswapd = self.kswapd.wakeup_kswapd
         self.page_alloc.try_to_free_pages = self.vmscan.try_to_free_pages
         self.page_alloc.out_of_memory = self.oom_killer.out_of_memory
@@ -90,7 +101,14 @@ class Node:
 
     def kmem_cache_create(self, name: str, object_size: int) -> KmemCache:
         """`kmem_cache_create`: a cache of objects of `object_size` bytes."""
-        cache = self.caches[name] = KmemCache(name, object_size, self.page_alloc)
+        cache: KmemCache
+        if self.slab == "slub":
+            cache = slub.KmemCache(name, object_size, self.page_alloc)
+        elif self.switches.rules.slab_pfmemalloc == "tags":
+            cache = slab_3_6.KmemCache(name, object_size, self.page_alloc, self.pfmemalloc)
+        else:
+            cache = slab_lists.KmemCache(name, object_size, self.page_alloc, self.pfmemalloc)
+        self.caches[name] = cache
         return cache
 
     def kmalloc_cache(self, size: int) -> KmemCache:
@@ -101,7 +119,7 @@ class Node:
         """
         for cache_size in KMALLOC_SIZES:
             if size <= cache_size:
-                return self.caches[f"kmalloc-{cache_size}"]
+                return self.caches[f"{self.kmalloc_prefix}-{cache_size}"]
         raise ValueError(f"kmalloc of {size} bytes is more than a page")
 
     def counters(self) -> dict[str, int]:

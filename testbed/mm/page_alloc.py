@@ -129,7 +129,7 @@ class PageAllocator(PageFreelists):
             pages += reserve
             self.vmstat.no_watermark_failures += len(pages) < count
         elif len(pages) < count:
-            self._count_refusal(request)
+            self.count_refusal(request.gfp_mask, request.current)
         self._note_lowest()
         if len(pages) < count:
             self._fail(request)
@@ -188,7 +188,7 @@ class PageAllocator(PageFreelists):
             else:
                 self._mark_reserve(request, block_of(page, order), alloc_flags)
         elif page is None:
-            self._count_refusal(request)
+            self.count_refusal(request.gfp_mask, request.current)
         self._note_lowest()
         return page
 
@@ -236,13 +236,13 @@ class PageAllocator(PageFreelists):
             for page in pages:
                 page.pfmemalloc = True
 
-    def _count_refusal(self, request: Request) -> None:
-        """Requests that patch 04 or 05 would have let through: the occasions that show the switch took effect."""
-        if request.gfp_mask & GFP_NOMEMALLOC:
+    def count_refusal(self, gfp_mask: int, current: Task) -> None:
+        """A request that patch 04 or 05 would have let through: the occasions that show the switch took effect."""
+        if gfp_mask & GFP_NOMEMALLOC:
             return
-        if request.gfp_mask & GFP_MEMALLOC:
+        if gfp_mask & GFP_MEMALLOC:
             self.vmstat.gfp_memalloc_refused += 1
-        elif request.current.serving_softirq and request.current.pf_memalloc:
+        elif current.serving_softirq and current.pf_memalloc:
             self.vmstat.softirq_pf_memalloc_refused += 1
 
     def _fail(self, request: Request) -> None:

@@ -1,130 +1,250 @@
-"""SLUB (mm/slub.c, 3.6 rules): caches of equal objects, one CPU slab, a list of partial slabs, and pfmemalloc.
+"""SLUB (mm/slub.c, 3.6): a CPU slab, a few partial slabs of the CPU, a list of partial slabs, and pfmemalloc.
 
-An object is represented by the slab that it lies in: what matters here is how many objects a slab has left and
-whether its page came from the reserve. Patch 02 makes objects of such slabs available to entitled callers only;
-patch 03 leaves that test out of the fast path, so an ordinary caller may drain the CPU slab an entitled one left.
+Patch 02 makes objects of slabs from the reserve available to entitled callers only; patch 03 leaves that test out of
+the fast path, so an ordinary caller may drain the CPU slab that an entitled one left. The slow path tests the CPU's
+slabs; whether it also tests those of the node's list depends on the kernel. A slab stays pfmemalloc until it is freed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from itertools import chain
 
-from testbed.mm.gfp import gfp_pfmemalloc_allowed
-from testbed.mm.page import Page
+from testbed.mm import slab_common
+from testbed.mm.gfp import GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY, GFP_NOWARN, GFP_WAIT, gfp_pfmemalloc_allowed
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
+from testbed.mm.slab_common import BlockAllocator, Slab, runs
 from testbed.mm.watermarks import PAGE_SIZE
 
-
-class Slab:
-    """One slab page: `free` of its objects are unused. A reference to it stands for an object in it."""
-
-    __slots__ = ("cache", "free", "objects", "page", "partial", "pfmemalloc")
-
-    def __init__(self, cache: KmemCache, page: Page, objects: int) -> None:
-        self.cache = cache
-        self.page = page
-        self.objects = objects
-        self.free = objects
-        self.partial = False
-        self.pfmemalloc = page.pfmemalloc
+SLUB_MAX_ORDER = 3
+SLUB_MIN_OBJECTS = 16
+"""Objects that a slab should hold on a machine of 4 to 7 CPUs: 4 * (fls(nr_cpu_ids) + 1)."""
 
 
-class KmemCache:
-    """`struct kmem_cache` with slabs of one page, on one CPU of one node.
+def calculate_order(object_size: int) -> int:
+    """`calculate_order`: the order of a slab that holds enough objects, of up to a page, and wastes at most 1/16."""
+    wanted = min(SLUB_MIN_OBJECTS, (PAGE_SIZE << SLUB_MAX_ORDER) // object_size) * object_size
+    for order in range(SLUB_MAX_ORDER):
+        size = PAGE_SIZE << order
+        if size >= wanted and size % object_size <= size // 16:
+            return order
+    return SLUB_MAX_ORDER
 
-    Objects are `object_size` bytes. As many empty slabs stay on the partial list as `set_min_partial` allows.
+
+def cpu_partial(object_size: int) -> int:
+    """`s->cpu_partial`: free objects beyond which the CPU's partial slabs go to the node's list."""
+    if object_size >= PAGE_SIZE:
+        return 2
+    if object_size >= 1024:
+        return 6
+    return 13 if object_size >= 256 else 30
+
+
+class KmemCache(slab_common.KmemCache):
+    """A cache whose slabs have one page or, given an allocator of `blocks`, the order that SLUB prefers if it can.
+
+    As many empty slabs stay on the partial list as `set_min_partial` allows.
     """
 
-    def __init__(self, name: str, object_size: int, page_alloc: PageAllocator) -> None:
-        self.name = name
-        self.object_size = object_size
-        self.objects_per_slab = PAGE_SIZE // object_size
+    def __init__(
+        self, name: str, object_size: int, page_alloc: PageAllocator, blocks: BlockAllocator | None = None
+    ) -> None:
+        super().__init__(name, object_size, PAGE_SIZE // object_size, page_alloc)
+        self.blocks = blocks
+        self.order = 0 if blocks is None else calculate_order(object_size)
         self.min_partial = max(5, min(10, (object_size.bit_length() - 1) // 2))
-        self.page_alloc = page_alloc
-        self.nr_slabs = 0
-        self.inuse = 0
+        self.cpu_partial = cpu_partial(object_size)
         self._cpu_slab: Slab | None = None
+        self._cpu_partial: list[Slab] = []
+        self._pobjects: list[int] = []
         self._partial: OrderedDict[Slab, None] = OrderedDict()
         self._nr_partial_pfmemalloc = 0
-        self._unused: list[Slab] = []
-        self._switches = page_alloc.switches
-        self._vmstat = page_alloc.vmstat
+        self._unchecked_fast_path = self._switches.slub_unchecked_fast_path
+        self._get_partial_match = self._switches.rules.slub_get_partial_match
 
     def alloc(self, gfp_mask: int, current: Task) -> Slab | None:
         """`slab_alloc`: one object, or None. Never sleeps; a caller with __GFP_WAIT uses `alloc_wait`."""
-        slab = self._take_fast(gfp_mask, current)
-        if slab is not None:
+        slab = self._cpu_slab
+        if slab is not None and slab.free and not slab.pfmemalloc:
+            slab.free -= 1
+            self.inuse += 1
             return slab
-        slab = self._take_partial(gfp_mask, current)
-        if slab is not None:
-            return slab
-        page = self.page_alloc.alloc_page_nowait(gfp_mask, current)
-        return None if page is None else self._take_new(page, gfp_mask, current)
+        taken = self._take_existing(1, gfp_mask, current)
+        if taken:
+            return taken[0]
+        slab = self._new_slab(gfp_mask, current)
+        return None if slab is None else self._take_new(slab, gfp_mask, current)
 
     async def alloc_wait(self, gfp_mask: int, current: Task) -> Slab | None:
         """`slab_alloc` for a caller that may sleep in the page allocator."""
-        slab = self._take_fast(gfp_mask, current) or self._take_partial(gfp_mask, current)
-        if slab is not None:
-            return slab
-        page = await self.page_alloc.alloc_page(gfp_mask, current)
-        return None if page is None else self._take_new(page, gfp_mask, current)
+        taken = self._take_existing(1, gfp_mask, current)
+        if taken:
+            return taken[0]
+        slab = await self._new_slab_wait(gfp_mask, current)
+        return None if slab is None else self._take_new(slab, gfp_mask, current)
 
     def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """`kmem_cache_alloc_bulk`: up to `count` objects, fewer only where `alloc` would have failed."""
-        taken: list[Slab] = []
-        slab = self._take_fast(gfp_mask, current) if count else None
-        if slab is not None:
-            taken.append(slab)
-            more = min(slab.free, count - 1)
-            whole = more > 0 and slab is self._cpu_slab
-            if whole and self.pfmemalloc_match(slab, gfp_mask, current, fast=True, count=more):
-                slab.free -= more
-                self.inuse += more
-                taken.extend([slab] * more)
-        if len(taken) < count and self._partial:
-            taken += self._take_partial_bulk(count - len(taken), gfp_mask, current)
+        taken = self._take_existing(count, gfp_mask, current) if count else []
         if len(taken) < count:
-            taken += self._take_new_bulk(count - len(taken), gfp_mask, current)
+            take_new = self._take_new_blocks if self.order else self._take_new_bulk
+            taken += take_new(count - len(taken), gfp_mask, current)
         return taken
 
-    def _take_partial_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
-        """Up to `count` objects of the partial slabs that this caller may use, one slab used up after the other."""
-        allowed = not self._nr_partial_pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches)
-        if not allowed and self._nr_partial_pfmemalloc == len(self._partial):
-            self._vmstat.slab_pfmemalloc_mismatch += len(self._partial)
+    def _take_existing(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        """Up to `count` objects of slabs that exist: of the CPU slab first, then slab by slab of the lists."""
+        taken = self._take_fast(count, gfp_mask, current)
+        if len(taken) == count:
+            return taken
+        self._deactivate()
+        if not (self._cpu_partial or self._partial):
+            return taken
+        allowed = gfp_pfmemalloc_allowed(gfp_mask, current, self._switches)
+        taken += self._take_all_listed(count - len(taken), allowed)
+        while len(taken) < count and self._load_partial(allowed):
+            taken += self._take_from_cpu_slab(count - len(taken), allowed)
+        return taken
+
+    def _take_fast(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        """The fast path, `count` times at most: with patch 03 it does not ask whether the CPU slab is for the caller.
+        """
+        slab = self._cpu_slab
+        if slab is None or not slab.free:
             return []
-        chosen: list[Slab] = []
-        taken: list[Slab] = []
-        skipped = mismatches = 0
-        for slab in self._partial:
-            if slab.pfmemalloc and not allowed:
-                skipped += 1
-                continue
-            mismatches += skipped
-            chosen.append(slab)
-            taken += [slab] * slab.free
-            if len(taken) >= count:
-                break
-        else:
-            mismatches += skipped
-        self._vmstat.slab_pfmemalloc_mismatch += mismatches
-        for slab in chosen:
-            self._del_partial(slab)
+        number = slab.free if slab.free < count else count
+        if slab.pfmemalloc and not gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
+            if not self._unchecked_fast_path:
+                self._vmstat.slab_fast_path_refused += 1
+                self._deactivate()
+                return []
+            self._vmstat.slab_pfmemalloc_leaked += number
+        slab.free -= number
+        self.inuse += number
+        return [slab] * number
+
+    def _take_from_cpu_slab(self, count: int, allowed: bool) -> list[Slab]:
+        """What a slab just loaded gives: one object only, and the slab is put aside, if it is not for the caller."""
+        slab = self._cpu_slab
+        assert slab is not None
+        leaked = slab.pfmemalloc and not allowed
+        number = 1 if leaked else min(slab.free, count)
+        slab.free -= number
+        self.inuse += number
+        if leaked:
+            self._vmstat.slab_partial_leaked += 1
+            self._deactivate()
+        return [slab] * number
+
+    def _take_all_listed(self, count: int, allowed: bool) -> list[Slab]:
+        """All objects of all slabs of the lists, if that is not too many and all are for the caller; else none."""
+        cpu, partial = self._cpu_partial, self._partial
+        listed = len(cpu) + len(partial)
+        if not listed or listed > count or sum([slab.free for slab in chain(cpu, partial)]) > count:
+            return []
+        if not allowed and (self._nr_partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
+            return []
+        slabs = self._order_of_use()
+        taken = [slab for slab in slabs for _ in range(slab.free)]
+        for slab in slabs:
             slab.free = 0
-        if chosen:
-            self._replace_cpu_slab(chosen[-1], len(taken) - count)
-        del taken[count:]
+            slab.frozen = slab.partial = False
+        cpu.clear()
+        self._pobjects.clear()
+        partial.clear()
+        self._nr_partial_pfmemalloc = 0
+        self._install(slabs[-1])
         self.inuse += len(taken)
         return taken
 
-    def _replace_cpu_slab(self, slab: Slab, free: int) -> None:
-        """Make `slab` the CPU slab, with so many objects left (none if that is negative)."""
-        if self._cpu_slab is not None:
+    def _order_of_use(self) -> list[Slab]:
+        """The slabs of both lists as one caller after the other would load them."""
+        slabs = self._cpu_partial[::-1]
+        start, available = len(slabs), 0
+        for slab in self._partial:
+            if len(slabs) == start:
+                slabs.append(slab)
+            else:
+                slabs.insert(start + 1, slab)
+                available += slab.free
+            if available > self.cpu_partial // 2:
+                start, available = len(slabs), 0
+        return slabs
+
+    def _load_partial(self, allowed: bool) -> bool:
+        """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
+        self._deactivate()
+        while self._cpu_partial:
+            self._pobjects.pop()
+            slab = self._cpu_partial.pop()
+            if allowed or not slab.pfmemalloc:
+                self._cpu_slab = slab
+                return True
+            self._vmstat.slab_pfmemalloc_mismatch += 1
+            self._unfreeze(slab)
+        return bool(self._partial) and self._get_partial_node(allowed)
+
+    def _get_partial_node(self, allowed: bool) -> bool:
+        """`get_partial_node`: the first partial slab for the CPU slab, and some for the CPU's own list.
+
+        The free objects of the first do not count towards how many the CPU should have (until 3.8).
+        """
+        match = self._get_partial_match and not allowed
+        if match and self._nr_partial_pfmemalloc == len(self._partial):
+            self._vmstat.slab_pfmemalloc_mismatch += len(self._partial)
+            return False
+        chosen: list[Slab] = []
+        available = 0
+        for slab in self._partial:
+            if match and slab.pfmemalloc:
+                self._vmstat.slab_pfmemalloc_mismatch += 1
+                continue
+            available += slab.free if chosen else 0
+            chosen.append(slab)
+            if available > self.cpu_partial // 2:
+                break
+        for slab in chosen:
+            self._del_partial(slab)
+        self._install(chosen[0])
+        for slab in chosen[1:]:
+            self._put_cpu_partial(slab, slab.free)
+        return True
+
+    def _new_slab(self, gfp_mask: int, current: Task) -> Slab | None:
+        """`new_slab`: of the preferred order if that is easy, or else of one page."""
+        if self.blocks is not None and self.order:
+            block = self.blocks.alloc_order_nowait(self.order, self._easy(gfp_mask), current)
+            if block is not None:
+                return self._new_block_slab(block)
+        page = self.page_alloc.alloc_page_nowait(gfp_mask, current)
+        return None if page is None else self._new_slabs([page])[0]
+
+    async def _new_slab_wait(self, gfp_mask: int, current: Task) -> Slab | None:
+        """`new_slab` for a caller that may sleep."""
+        if self.blocks is not None and self.order:
+            block = await self.blocks.alloc_order(self.order, self._easy(gfp_mask), current)
+            if block is not None:
+                return self._new_block_slab(block)
+        page = await self.page_alloc.alloc_page(gfp_mask, current)
+        return None if page is None else self._new_slabs([page])[0]
+
+    def _easy(self, gfp_mask: int) -> int:
+        """The mask for the attempt at the preferred order (`allocate_slab`); an entitled caller's uses the reserve."""
+        gfp_mask = (gfp_mask | GFP_NOWARN | GFP_NORETRY) & ~GFP_NOFAIL
+        if self._switches.rules.slub_high_order_nomemalloc and gfp_mask & GFP_WAIT:
+            gfp_mask = (gfp_mask | GFP_NOMEMALLOC) & ~GFP_WAIT
+        return gfp_mask
+
+    def _take_new(self, slab: Slab, gfp_mask: int, current: Task) -> Slab:
+        """Take the first object of a new slab; one that the caller may not use by now is put aside after that."""
+        slab.free = slab.objects - 1
+        self.inuse += 1
+        self._deactivate()
+        self._install(slab)
+        if slab.pfmemalloc and not gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
+            self._vmstat.slab_partial_leaked += 1
             self._deactivate()
-        slab.free = max(0, free)
-        self._cpu_slab = slab
+        return slab
 
     def _take_new_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """Up to `count` objects of new slabs, when no other will do; whoever gets a new page may use all of it."""
@@ -139,152 +259,170 @@ class KmemCache:
         taken = slabs * size
         for number in range(size):
             taken[number::size] = slabs
-        self._replace_cpu_slab(slabs[-1], len(taken) - count)
-        del taken[count:]
+        if len(taken) >= count:
+            slabs[-1].free = len(taken) - count
+            self._install(slabs[-1])
+            del taken[count:]
         self.inuse += len(taken)
         return taken
 
-    def _new_slabs(self, pages: list[Page]) -> list[Slab]:
-        """Slabs in new pages, all of their objects taken."""
-        unused, slabs = self._unused, []
-        from_reserve = pfmemalloc = 0
-        for page in pages:
-            slab = unused.pop() if unused else Slab(self, page, self.objects_per_slab)
-            slab.page = page
-            slab.free = 0
-            slab.pfmemalloc = page.pfmemalloc
-            if page.from_reserve:
-                from_reserve += 1
-                pfmemalloc += page.pfmemalloc
-            slabs.append(slab)
-        self.nr_slabs += len(slabs)
-        vmstat = self._vmstat
-        vmstat.nr_slab_unreclaimable += len(slabs)
-        vmstat.no_watermark_slabs += from_reserve
-        vmstat.slab_pfmemalloc_pages += pfmemalloc
-        return slabs
+    def _take_new_blocks(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        """`_take_new_bulk` for slabs of several pages, one after the other."""
+        taken: list[Slab] = []
+        while len(taken) < count:
+            slab = self._new_slab(gfp_mask, current)
+            if slab is None:
+                break
+            taken.append(self._take_new(slab, gfp_mask, current))
+            if slab is self._cpu_slab:
+                taken += self._take_fast(count - len(taken), gfp_mask, current)
+        return taken
 
     def free(self, slab: Slab) -> None:
         """`slab_free`: give one object of `slab` back."""
         slab.free += 1
         self.inuse -= 1
-        if slab is self._cpu_slab:
+        if slab.frozen:
             return
-        if slab.free == slab.objects and len(self._partial) >= self.min_partial:
-            self._discard(slab)
-        elif not slab.partial:
-            self._add_partial(slab)
+        if slab.free == 1:
+            empty = self._drain_cpu_partial()
+            self._put_cpu_partial(slab, 1)
+            if empty:
+                self._discard_bulk(empty)
+        elif slab.free == slab.objects and len(self._partial) >= self.min_partial:
+            self._del_partial(slab)
+            self._discard_bulk([slab])
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         """`kmem_cache_free_bulk`."""
+        whole: list[Slab] = []
         empty: list[Slab] = []
-        objects, enough = self.objects_per_slab, self.min_partial - (self.objects_per_slab > 1)
-        partial, cpu_slab = self._partial, self._cpu_slab
+        cpu_slab = self._cpu_slab
         for slab, count in runs(slabs):
-            if count == objects and len(partial) >= enough and slab is not cpu_slab:
-                empty.append(slab)
-            else:
-                self._free_run(slab, count, empty)
+            if count == slab.objects and slab is not cpu_slab:
+                whole.append(slab)
+                continue
+            if whole:
+                empty += self._free_whole(whole)
+                whole = []
+            empty += self._free_run(slab, count)
+        if whole:
+            empty += self._free_whole(whole)
         self.inuse -= len(slabs)
         if empty:
             self._discard_bulk(empty)
 
-    def _free_run(self, slab: Slab, count: int, empty: list[Slab]) -> None:
-        """`free` for `count` objects of one slab in a row; the slab joins `empty` if it is to be discarded."""
+    def _free_run(self, slab: Slab, count: int) -> list[Slab]:
+        """`free` for `count` objects of one slab in a row: the slabs that are to be discarded."""
+        was_full = not slab.free
         slab.free += count
-        if slab is self._cpu_slab:
-            return
-        partial = self._partial
-        nr_partial = len(partial) + (count > 1 and not slab.partial)
-        if slab.free == slab.objects and nr_partial >= self.min_partial:
-            if slab.partial:
-                self._del_partial(slab)
-            empty.append(slab)
-        elif not slab.partial:
-            self._add_partial(slab)
+        if slab.frozen:
+            return []
+        if was_full:
+            empty = self._drain_cpu_partial()
+            self._put_cpu_partial(slab, 1)
+            return empty
+        if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+            self._del_partial(slab)
+            return [slab]
+        return []
+
+    def _free_whole(self, slabs: list[Slab]) -> list[Slab]:
+        """`free` for all objects of each of these slabs: the slabs that are to be discarded.
+
+        The CPU keeps a batch of slabs until the next makes it give them all up, so it ends up with the last batch.
+        """
+        for slab in slabs:
+            slab.free = slab.objects
+        batch = self.cpu_partial + 1
+        room = max(0, batch - (self._pobjects[-1] if self._pobjects else 0))
+        over = len(slabs) - room
+        if over <= 0:
+            self._keep(slabs)
+            return []
+        self._cpu_partial += slabs[:room]
+        empty = self._unfreeze_partials()
+        position, end = room, len(slabs) - 1 - (over - 1) % batch
+        while position < end and len(self._partial) < self.min_partial:
+            self._cpu_partial += slabs[position : position + batch]
+            empty += self._unfreeze_partials()
+            position += batch
+        empty += slabs[position:end]
+        self._keep(slabs[end:])
+        return empty
+
+    def _keep(self, slabs: list[Slab]) -> None:
+        """`put_cpu_partial` for slabs that were full: the one object that each has by then counts."""
+        pobjects = self._pobjects[-1] if self._pobjects else 0
+        self._pobjects += range(pobjects + 1, pobjects + 1 + len(slabs))
+        self._cpu_partial += slabs
+        for slab in slabs:
+            slab.frozen = True
+
+    def _drain_cpu_partial(self) -> list[Slab]:
+        """Make room on the CPU's list, if it has more than enough free objects: the slabs to be discarded."""
+        if self._pobjects and self._pobjects[-1] > self.cpu_partial:
+            return self._unfreeze_partials()
+        return []
+
+    def _unfreeze_partials(self) -> list[Slab]:
+        """`unfreeze_partials`: the CPU's partial slabs go to the node's list, or (returned) are to be discarded."""
+        empty: list[Slab] = []
+        for slab in reversed(self._cpu_partial):
+            slab.frozen = False
+            if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+                empty.append(slab)
+            else:
+                self._add_partial(slab)
+        self._cpu_partial.clear()
+        self._pobjects.clear()
+        return empty
+
+    def _put_cpu_partial(self, slab: Slab, available: int) -> None:
+        """`put_cpu_partial`, where `available` objects of the slab count."""
+        slab.frozen = True
+        pobjects = self._pobjects
+        pobjects.append(available + (pobjects[-1] if pobjects else 0))
+        self._cpu_partial.append(slab)
 
     def _discard_bulk(self, empty: list[Slab]) -> None:
-        """Give the pages of empty slabs back; the slabs stand for other pages later."""
-        self.nr_slabs -= len(empty)
-        self._vmstat.nr_slab_unreclaimable -= len(empty)
-        self.page_alloc.free_slab_pages([slab.page for slab in empty])
-        self._unused += empty
+        """`discard_slab`."""
+        if self.blocks is not None:
+            for slab in empty:
+                if slab.tail:
+                    self.nr_slabs -= 1
+                    self._vmstat.nr_slab_unreclaimable -= 1 + len(slab.tail)
+                    self.blocks.free_order([slab.page, *slab.tail])
+            empty = [slab for slab in empty if not slab.tail]
+        super()._discard_bulk(empty)
 
     def shrink(self) -> None:
-        """`kmem_cache_shrink`: deactivate the CPU slab and give every empty slab back to the page allocator."""
-        if self._cpu_slab is not None:
-            self._deactivate()
+        """`kmem_cache_shrink`: deactivate the CPU's slabs and give every empty slab back to the page allocator."""
+        self._deactivate()
+        empty = self._unfreeze_partials()
         for slab in [slab for slab in self._partial if slab.free == slab.objects]:
-            self._discard(slab)
+            self._del_partial(slab)
+            empty.append(slab)
+        self._discard_bulk(empty)
 
-    def pfmemalloc_match(self, slab: Slab, gfp_mask: int, current: Task, *, fast: bool = False, count: int = 1) -> bool:
-        """`pfmemalloc_match`; with patch 03 the fast path does not ask."""
-        if not slab.pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
-            return True
-        if fast and self._switches.slub_unchecked_fast_path:
-            self._vmstat.slab_pfmemalloc_leaked += count
-            return True
-        return False
-
-    def _take_fast(self, gfp_mask: int, current: Task) -> Slab | None:
-        slab = self._cpu_slab
-        if slab is None or not slab.free:
-            return None
-        if slab.pfmemalloc and not self.pfmemalloc_match(slab, gfp_mask, current, fast=True):
-            self._vmstat.slab_fast_path_refused += 1
-            self._deactivate()
-            return None
-        slab.free -= 1
-        self.inuse += 1
-        return slab
-
-    def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
-        """`get_partial_node`: the first partial slab that this caller may use becomes the CPU slab."""
-        if not self._partial:
-            return None
-        if not self._nr_partial_pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
-            return self._take_listed(next(iter(self._partial)))
-        if self._nr_partial_pfmemalloc == len(self._partial):
-            self._vmstat.slab_pfmemalloc_mismatch += self._nr_partial_pfmemalloc
-            return None
-        skipped = 0
-        for slab in self._partial:
-            if not slab.pfmemalloc:
-                break
-            skipped += 1
-        self._vmstat.slab_pfmemalloc_mismatch += skipped
-        return self._take_listed(slab)
-
-    def _take_listed(self, slab: Slab) -> Slab:
-        self._del_partial(slab)
-        return self._take_from(slab)
-
-    def _take_new(self, page: Page, gfp_mask: int, current: Task) -> Slab:
-        """`new_slab`: take the first object; a slab that this caller may not use is put aside after that."""
-        slab = self._new_slabs([page])[0]
-        slab.free = slab.objects
-        usable = self.pfmemalloc_match(slab, gfp_mask, current)
-        taken = self._take_from(slab)
-        if not usable:
-            self._deactivate()
-        return taken
-
-    def _take_from(self, slab: Slab) -> Slab:
-        if self._cpu_slab is not None:
-            self._deactivate()
+    def _install(self, slab: Slab) -> None:
+        slab.frozen = True
         self._cpu_slab = slab
-        slab.free -= 1
-        self.inuse += 1
-        return slab
 
     def _deactivate(self) -> None:
+        """`deactivate_slab` for the CPU slab."""
         slab, self._cpu_slab = self._cpu_slab, None
-        if slab is None or not slab.free:
-            return
+        if slab is not None:
+            self._unfreeze(slab)
+
+    def _unfreeze(self, slab: Slab) -> None:
+        """The end of `deactivate_slab`: what is left of the slab goes to the head of the node's list."""
+        slab.frozen = False
         if slab.free == slab.objects and len(self._partial) >= self.min_partial:
-            self._discard(slab)
-        else:
+            self._discard_bulk([slab])
+        elif slab.free:
             self._add_partial(slab)
+            self._partial.move_to_end(slab, last=False)
 
     def _add_partial(self, slab: Slab) -> None:
         slab.partial = True
@@ -295,22 +433,3 @@ class KmemCache:
         slab.partial = False
         del self._partial[slab]
         self._nr_partial_pfmemalloc -= slab.pfmemalloc
-
-    def _discard(self, slab: Slab) -> None:
-        if slab.partial:
-            self._del_partial(slab)
-        self._discard_bulk([slab])
-
-
-def runs(slabs: list[Slab]) -> Iterator[tuple[Slab, int]]:
-    """Each slab and how often in a row it occurs, over and over."""
-    last, count = slabs[0] if slabs else None, 0
-    for slab in slabs:
-        if slab is last:
-            count += 1
-        else:
-            assert last is not None
-            yield last, count
-            last, count = slab, 1
-    if last is not None:
-        yield last, count

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from testbed.mm.gfp import GFP_HIGH, GFP_NOMEMALLOC, GFP_NOWARN
 from testbed.mm.page import Page
-from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.swapfile import SwapInfo
 
 RADIX_TREE_MAP_SHIFT = 6
@@ -18,12 +17,12 @@ RADIX_TREE_NODE_SIZE = 568
 
 
 class SwapCache:
-    """Pages of the swap cache of one swap area, by slot."""
+    """Pages of the swap cache of one swap area, by slot; tree nodes come from the cache `radix_tree_node`."""
 
-    def __init__(self, swap: SwapInfo, page_alloc: PageAllocator) -> None:
+    def __init__(self, swap: SwapInfo, radix_tree_node: KmemCache) -> None:
         self.swap = swap
         self.pages: dict[int, Page] = {}
-        self.radix_tree_node = KmemCache("radix_tree_node", RADIX_TREE_NODE_SIZE, page_alloc)
+        self.radix_tree_node = radix_tree_node
         self._nodes: dict[int, tuple[Slab, list[int]]] = {}
 
     def add_to_swap(self, page: Page, current: Task) -> bool:

@@ -67,6 +67,12 @@ RESERVE_EVENTS = (
     "mempolicy_kept",
     "wmark_setups_serialized",
     "wmark_setups_torn",
+    "slab_partial_leaked",
+    "slab_pfmemalloc_cleared",
+    "slab_untagged_leaked",
+    "slab_misaligned_objects",
+    "slab_inlined",
+    "slab_not_inlined",
     "throttle_low_reserve",
     "throttle_waits",
     "throttle_uncounted",
@@ -135,6 +141,12 @@ class VmStat:
     mempolicy_kept: int
     wmark_setups_serialized: int
     wmark_setups_torn: int
+    slab_partial_leaked: int
+    slab_pfmemalloc_cleared: int
+    slab_untagged_leaked: int
+    slab_misaligned_objects: int
+    slab_inlined: int
+    slab_not_inlined: int
     throttle_low_reserve: int
     throttle_waits: int
     throttle_uncounted: int

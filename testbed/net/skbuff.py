@@ -17,7 +17,7 @@ from typing import Any, Final, Literal
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
 from testbed.mm.node import KMALLOC_SIZES, Node
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.page_frag import FragPages, NetdevPages, PageFrag, PageFragCache
 from testbed.net.snmp import NetStat
@@ -206,7 +206,10 @@ class SkbMemory:
             return cache.alloc_bulk(count, gfp_mask, current), 0
         objects = cache.alloc_bulk(count, gfp_mask | GFP_NOMEMALLOC | GFP_NOWARN, current)
         missing = count - len(objects)
-        if not missing or not gfp_pfmemalloc_allowed(gfp_mask, current, self.switches):
+        if not missing:
+            return objects, 0
+        if not gfp_pfmemalloc_allowed(gfp_mask, current, self.switches):
+            self.node.page_alloc.count_refusal(gfp_mask, current)
             return objects, 0
         reserve = cache.alloc_bulk(missing, gfp_mask, current)
         objects += reserve

@@ -14,7 +14,7 @@ from typing import TypeVar
 from testbed.mm.gfp import GFP_ATOMIC, GFP_NOWARN
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
-from testbed.mm.slub import Slab
+from testbed.mm.slab_common import Slab
 from testbed.mm.wait import WaitQueue
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.skbuff import SkbMemory

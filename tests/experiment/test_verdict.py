@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.experiment.deadlock import diagnose
 from testbed.experiment.evidence import Canary, ClientEvidence, Observation, Stall
 from testbed.experiment.verdict import Verdict, judge
 from testbed.patches import PATCHES
@@ -292,6 +293,13 @@ def test_where_no_task_waits_there_is_no_deadlock(where: str) -> None:
     assert "idle, not deadlocked" in evidence(verdict, "progress")
 
 
+@pytest.mark.parametrize(("free", "deadlock"), [(320, True), (321, False)])
+def test_who_has_memory_to_spare_is_stuck_on_something_else(free: int, deadlock: bool) -> None:
+    diagnosis = diagnose(stall(afterwards={"nr_free_pages": free}), STALL_LIMIT)
+    assert diagnosis.deadlock == deadlock
+    assert ("not for memory" in diagnosis.text) != deadlock
+
+
 @pytest.mark.parametrize("counter", ["swap_completions", "pswpout", "tasks_waiting", "rx_refill_fail"])
 def test_a_stall_without_its_counters_is_no_deadlock(counter: str) -> None:
     whole = stall()
@@ -411,3 +419,12 @@ def test_a_second_stop_without_any_flood_counts_from_when_it_was_noticed() -> No
     assert judge(run(hung(late))).outcome == "deadlock"
     short = replace(late, after=Observation(19.0, whole.after.counters))
     assert judge(run(hung(short))).outcome == "fail"
+
+
+def test_of_very_many_clients_the_failed_ones_are_spelt_out() -> None:
+    clients = [client(name=f"thin{number}") for number in range(50)]
+    clients[37] = replace(clients[37], canary_before=Canary(50, 49))
+    check = judge(run(*clients)).checks[0]
+    assert not check.ok
+    assert check.evidence.startswith("thin37: 49 of 50")
+    assert check.evidence.endswith("and 30 more clients, 0 of which failed")

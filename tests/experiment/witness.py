@@ -136,4 +136,5 @@ def stall(during: dict[str, int] | None = None, afterwards: dict[str, int] | Non
         noticed=Observation(15.0, noticed),
         flood_stopped=15.1,
         after=Observation(20.2, noticed | {"allocstall": 800} | (afterwards or {})),
+        scarce=320,
     )

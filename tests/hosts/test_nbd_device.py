@@ -25,7 +25,7 @@ from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
-from tests.mm.machine import SERIES, VANILLA
+from tests.mm.machine import SERIES, VANILLA, with_rules
 from tests.virtual_time import is_blocked, simulate
 
 
@@ -232,6 +232,34 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
         assert await is_blocked(late[1], 60)
         rig.answer(9)
         assert not await is_blocked(late[1], 1)
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("max_sectors_kb", "lengths"), [(127.5, [31, 9]), (1280, [40]), (16, [4] * 10)])
+def test_a_request_is_as_long_as_the_kernel_allows(
+    client: FakeClient, max_sectors_kb: float, lengths: list[int]
+) -> None:
+    async def main() -> None:
+        rig = Rig(client, with_rules(max_sectors_kb=max_sectors_kb))
+        await rig.device.submit_write(rig.dirty_pages(40), 0)
+        await asyncio.sleep(1)
+        assert [request[3] for request in client.requests] == lengths
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(
+    ("shared_tags", "nr_requests", "waits"), [(False, 4, False), (True, 4, True), (True, 5, False)]
+)
+def test_readers_wait_for_writers_only_when_they_share_tags(
+    client: FakeClient, shared_tags: bool, nr_requests: int, waits: bool
+) -> None:
+    async def main() -> None:
+        rig = Rig(client, with_rules(shared_tags=shared_tags, nr_requests=nr_requests))
+        await rig.device.submit_write(rig.dirty_pages(4, step=2), 0)
+        read = rig.dirty_pages(1)
+        assert await is_blocked(asyncio.create_task(rig.device.submit_read(read, 0)), 60) == waits
 
     simulate(main())
 

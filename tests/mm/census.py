@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable
 
+from testbed.mm import slab, slub
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.page import Page
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.swapfile import SWAP_HAS_CACHE, SWAP_MAP_BAD
 
 
 def slabs_of(cache: KmemCache, objects: Iterable[Slab]) -> set[Slab]:
     """The slabs of `cache`: full ones are known only by the objects in use, which are `objects`."""
-    slabs = {slab for slab in objects if slab.cache is cache} | set(cache._partial)
-    if cache._cpu_slab is not None:
-        slabs.add(cache._cpu_slab)
-    return slabs
+    slabs = {slab for slab in objects if slab.cache is cache}
+    if isinstance(cache, slab.KmemCache):
+        return slabs | {*cache.slabs_partial, *cache.slabs_free, *cache.array.entries, *cache.shared.entries}
+    assert isinstance(cache, slub.KmemCache)
+    listed = {*cache._cpu_partial, *([cache._cpu_slab] if cache._cpu_slab is not None else [])}
+    assert all(item.frozen == (item in listed) for item in slabs | listed)
+    assert all(item.partial == (item in cache._partial) for item in slabs | listed)
+    return slabs | listed | set(cache._partial)
+
+
+def check_cache(cache: KmemCache, slabs: Collection[Slab], in_use: Collection[Slab]) -> None:
+    """Each object is with a caller, unused in its slab, or (SLAB) in one of the arrays; the counters agree."""
+    assert len(slabs) == cache.nr_slabs
+    assert cache.inuse == sum(slab.cache is cache for slab in in_use)
+    cached: list[Slab] = []
+    if isinstance(cache, slab.KmemCache):
+        cached = [*cache.array.entries, *cache.shared.entries]
+        assert cache.free_objects == sum(slab.free for slab in slabs)
+        assert cache.nr_pfmemalloc == sum(slab.pfmemalloc for slab in slabs)
+        assert set(cache.slabs_partial) == {slab for slab in slabs if 0 < slab.free < slab.objects}
+        assert set(cache.slabs_free) == {slab for slab in slabs if slab.free == slab.objects}
+        for array in (cache.array, cache.shared):
+            assert len(array.tags) == len(array.entries) <= array.limit
+    out = Counter(slab for slab in in_use if slab.cache is cache) + Counter(cached)
+    assert all(out[slab] == slab.objects - slab.free for slab in slabs)
 
 
 def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -> None:
@@ -25,10 +48,7 @@ def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -
     slab_pages: list[Page] = []
     for cache in node.caches.values():
         slabs = slabs_of(cache, in_use)
-        assert len(slabs) == cache.nr_slabs
-        assert cache.inuse == sum(slab.objects - slab.free for slab in slabs)
-        assert cache.inuse == sum(slab.cache is cache for slab in in_use)
-        assert all(slab.partial == (slab in cache._partial) for slab in slabs)
+        check_cache(cache, slabs, in_use)
         slab_pages += [slab.page for slab in slabs]
     active = [page for zone in node.zones for page in zone.active_anon]
     inactive = [page for zone in node.zones for page in zone.inactive_anon]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from testbed.mm.page import Page
 from testbed.mm.page_io import SwapIO
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.patches import Switches
+from testbed.rules import V9
 
 VANILLA = Switches.of(())
 SERIES = Switches()
@@ -24,9 +25,19 @@ def without(**switches: Any) -> Switches:
     return replace(SERIES, **switches)
 
 
+def unmatched(**switches: Any) -> Switches:
+    """The series in a kernel whose `get_partial_node` does not look at pfmemalloc (V9 as posted)."""
+    return without(rules=replace(V9, slub_get_partial_match=False), **switches)
+
+
 def only(**switches: Any) -> Switches:
     """No patch but those given."""
     return replace(VANILLA, **switches)
+
+
+def with_rules(**rules: Any) -> Switches:
+    """The whole series in 3.4, but for the rules given."""
+    return replace(SERIES, rules=replace(SERIES.rules, **rules))
 
 
 class FakeSwapDevice:
@@ -77,7 +88,7 @@ class FakeSwapDevice:
 
 
 class Machine:
-    """A node of `pages` pages over `device`."""
+    """A node of `pages` pages over `device`; it has one memalloc socket if not told otherwise."""
 
     def __init__(
         self,
@@ -90,7 +101,10 @@ class Machine:
         page_cache: int = 0,
         zones: str = "normal",
         nodes: int = 1,
+        slab: str = "slub",
+        memalloc_socks: Callable[[], int] | None = None,
     ) -> None:
+        self.memalloc_socks = 1
         self.device = FakeSwapDevice(swap_pages, delay)
         self.node = Node(
             memoryview(bytearray(pages * PAGE_SIZE)),
@@ -101,6 +115,8 @@ class Machine:
             page_cache=page_cache,
             zones=zones,
             nodes=nodes,
+            slab=slab,
+            memalloc_socks=memalloc_socks or (lambda: self.memalloc_socks),
         )
         self.device.swap_io = self.node.swap_io
         self.held: list[Page] = []
@@ -124,6 +140,6 @@ class Machine:
         self.node.page_alloc.free_pages(pages)
 
 
-def machine_64m(switches: Switches = SERIES, *, page_cache: int = 0) -> Machine:
+def machine_64m(switches: Switches = SERIES, **options: Any) -> Machine:
     """The watermarks of 64 MiB (min 256, low 320, high 384 pages) on an eighth of the memory, which is quicker."""
-    return Machine(2048, switches, min_free_kbytes=1024, page_cache=page_cache)
+    return Machine(2048, switches, min_free_kbytes=1024, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
@@ -20,10 +21,10 @@ from testbed.mm.gfp import (
 )
 from testbed.mm.memory import BusError, Killed, Vma
 from testbed.mm.sched import Task
-from testbed.mm.slub import Slab
+from testbed.mm.slab_common import Slab
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.mm.zone import zone_watermark_ok
-from testbed.patches import Switches
+from testbed.patches import PRESETS, Switches
 from tests.mm.census import check_pages, check_rss, check_swap
 from tests.mm.machine import SERIES, VANILLA, Machine, without
 from tests.virtual_time import VirtualTimeLoop
@@ -66,13 +67,25 @@ class NodeMachine(RuleBasedStateMachine):
     """Users fault, kernel code takes pages and objects, the device completes in any order or fails."""
 
     switches: Switches = SERIES
+    slab = "slub"
 
-    @initialize(page_cache=st.sampled_from([0, 30]), free=st.sampled_from([4, 14, 24, 36, 100]))
-    def boot(self, page_cache: int, free: int) -> None:
-        """Users have written much more than fits by the time the random operations begin."""
+    @initialize(
+        preset=st.sampled_from(sorted(PRESETS)),
+        page_cache=st.sampled_from([0, 30]),
+        free=st.sampled_from([4, 14, 24, 36, 100]),
+    )
+    def boot(self, preset: str, page_cache: int, free: int) -> None:
+        """Users have written much more than fits by the time the random operations begin, in some kernel or other."""
         self.loop = VirtualTimeLoop()
+        self.switches = replace(self.switches, rules=PRESETS[preset].rules)
         self.machine = Machine(
-            RAM_PAGES, self.switches, swap_pages=700, delay=None, min_free_kbytes=128, page_cache=page_cache
+            RAM_PAGES,
+            self.switches,
+            swap_pages=700,
+            delay=None,
+            min_free_kbytes=128,
+            page_cache=page_cache,
+            slab=self.slab,
         )
         self.node = self.machine.node
         self.objects: list[Slab] = []
@@ -111,7 +124,7 @@ class NodeMachine(RuleBasedStateMachine):
     def take_objects(self, caller: tuple[int, bool], size: int, count: int, bulk: bool) -> None:
         gfp_mask, pf_memalloc = caller
         current = Task("kernel", pf_memalloc=pf_memalloc)
-        cache = self.node.caches[f"kmalloc-{size}"]
+        cache = self.node.kmalloc_cache(size)
         if bulk:
             taken = cache.alloc_bulk(count, gfp_mask, current)
         else:
@@ -226,6 +239,12 @@ class StrictNodeMachine(NodeMachine):
     switches = without(slub_unchecked_fast_path=False)
 
 
+class SlabNodeMachine(NodeMachine):
+    """With SLAB."""
+
+    slab = "slab"
+
+
 class VanillaNodeMachine(NodeMachine):
     """Without any patch."""
 
@@ -239,3 +258,5 @@ TestStrictNode = StrictNodeMachine.TestCase
 TestStrictNode.settings = PROFILE
 TestVanillaNode = VanillaNodeMachine.TestCase
 TestVanillaNode.settings = PROFILE
+TestSlabNode = SlabNodeMachine.TestCase
+TestSlabNode.settings = PROFILE

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOMEMALLOC
+from testbed.mm.gfp import (
+    GFP_ATOMIC,
+    GFP_KERNEL,
+    GFP_MEMALLOC,
+    GFP_NOFAIL,
+    GFP_NOMEMALLOC,
+    GFP_NORETRY,
+    GFP_NOWARN,
+    GFP_WAIT,
+)
+from testbed.mm.page import Page
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import Slab
+from testbed.mm.slub import KmemCache, calculate_order, cpu_partial
 from testbed.patches import Switches
-from tests.mm.machine import SERIES, Machine, without
+from testbed.rules import LINUX_6_1, V9, Rules
+from tests.mm.machine import SERIES, Machine, unmatched, without
 from tests.virtual_time import simulate
 
 PLAIN = Task("plain")
@@ -17,7 +29,9 @@ STRICT = without(slub_unchecked_fast_path=False)
 
 
 def cache_of(machine: Machine, object_size: int = 1024) -> KmemCache:
-    return machine.node.kmem_cache_create(f"test-{object_size}", object_size)
+    cache = machine.node.kmem_cache_create(f"test-{object_size}", object_size)
+    assert isinstance(cache, KmemCache)
+    return cache
 
 
 def take(cache: KmemCache, gfp_mask: int) -> Slab:
@@ -121,7 +135,7 @@ def test_some_empty_slabs_are_kept_and_the_rest_freed() -> None:
     cache = cache_of(machine)
     cache.free_bulk([take(cache, GFP_ATOMIC) for _ in range(400)])
     assert cache.inuse == 0
-    assert cache.min_partial <= cache.nr_slabs <= cache.min_partial + 1
+    assert cache.nr_slabs <= cache.min_partial + cache.cpu_partial + 1
     assert machine.node.vmstat.nr_slab_unreclaimable == cache.nr_slabs
     cache.shrink()
     assert (cache.nr_slabs, machine.free) == (0, 1024)
@@ -137,3 +151,159 @@ def test_a_caller_that_may_sleep_gets_its_object_when_memory_comes_back() -> Non
         assert await cache.alloc_wait(0x10, PLAIN) is not None
 
     simulate(main())
+
+
+def one_each(cache: KmemCache, slabs: int) -> list[Slab]:
+    """Full slabs: the first object of each is the caller's to free, the rest stays taken."""
+    size = cache.objects_per_slab
+    return [take(cache, GFP_ATOMIC) for _ in range(slabs * size)][::size]
+
+
+@pytest.mark.parametrize(("size", "objects"), [(64, 30), (256, 13), (1024, 6), (2048, 6), (4096, 2)])
+def test_the_cpu_keeps_partial_slabs_until_they_have_too_many_free_objects(size: int, objects: int) -> None:
+    assert cpu_partial(size) == objects
+    cache = cache_of(Machine(), size)
+    first = one_each(cache, objects + 3)
+    for slab in first[: objects + 1]:
+        cache.free(slab)
+    assert (cache._cpu_partial, len(cache._partial)) == (first[: objects + 1], 0)
+    cache.free(first[objects + 1])
+    assert (cache._cpu_partial, len(cache._partial)) == ([first[objects + 1]], objects + 1)
+
+
+def test_the_cpu_loads_its_own_partial_slabs_last_in_first_out() -> None:
+    cache = cache_of(Machine())
+    first = one_each(cache, 4)
+    for slab in first[:3]:
+        cache.free(slab)
+    assert [take(cache, GFP_ATOMIC) for _ in range(3)] == first[2::-1]
+
+
+def test_a_reserve_slab_among_the_cpus_own_is_put_aside() -> None:
+    """`__slab_alloc` goes back to its test after it has loaded a partial slab."""
+    machine, cache, slab = with_reserve_slab(STRICT)
+    others = [take(cache, MEMALLOC) for _ in range(3)]
+    assert others == [slab] * 3
+    take(cache, GFP_ATOMIC)
+    cache.free(slab)
+    assert cache._cpu_partial == [slab]
+    held = [take(cache, GFP_ATOMIC) for _ in range(4)]
+    assert slab not in held
+    assert (cache._cpu_partial, list(cache._partial)) == ([], [slab])
+    assert machine.node.vmstat.slab_pfmemalloc_mismatch > 0
+
+
+def test_the_node_gives_the_cpu_more_than_one_partial_slab() -> None:
+    cache = cache_of(Machine(), 2048)
+    for slab in one_each(cache, 9)[:8]:
+        cache.free(slab)
+    assert (len(cache._cpu_partial), len(cache._partial)) == (1, 7)
+    cache._unfreeze_partials()
+    listed = list(cache._partial)
+    assert take(cache, GFP_ATOMIC) is listed[0]
+    assert (cache._cpu_partial, list(cache._partial)) == (listed[1:5], listed[5:])
+
+
+def test_without_the_match_in_get_partial_each_request_gets_one_reserve_object() -> None:
+    """What is left of the slab goes back to the head of the list, for the next ordinary request to find."""
+    machine, cache, slab = with_reserve_slab(unmatched(slub_unchecked_fast_path=False))
+    assert [take(cache, GFP_ATOMIC) for _ in range(3)] == [slab] * 3
+    assert not take(cache, GFP_ATOMIC).pfmemalloc
+    vmstat = machine.node.vmstat
+    assert (vmstat.slab_partial_leaked, vmstat.slab_pfmemalloc_leaked) == (3, 0)
+
+
+def test_a_new_slab_that_its_creator_may_not_keep_gives_one_object() -> None:
+    """The page came while the task was entitled; by now it is not (`__slab_alloc` in a task that slept)."""
+    machine = Machine()
+    cache = cache_of(machine)
+    machine.drain(10)
+    slab = cache._new_slab(MEMALLOC, PLAIN)
+    assert slab is not None
+    assert cache._take_new(slab, GFP_ATOMIC, PLAIN) is slab
+    assert (cache._cpu_slab, list(cache._partial), slab.free) == (None, [slab], 3)
+    assert machine.node.vmstat.slab_partial_leaked == 1
+
+
+class Blocks:
+    """Blocks of the orders that are `easy`, out of a machine's single pages; it remembers what was asked of it."""
+
+    def __init__(self, machine: Machine, easy: bool = True) -> None:
+        self.machine = machine
+        self.easy = easy
+        self.asked: list[tuple[int, int]] = []
+
+    def alloc_order_nowait(self, order: int, gfp_mask: int, current: Task) -> list[Page] | None:
+        self.asked.append((order, gfp_mask))
+        if not self.easy:
+            return None
+        return self.machine.node.page_alloc.alloc_pages_nowait(1 << order, gfp_mask, current)
+
+    async def alloc_order(self, order: int, gfp_mask: int, current: Task) -> list[Page] | None:
+        return self.alloc_order_nowait(order, gfp_mask, current)
+
+    def free_order(self, pages: list[Page]) -> None:
+        self.machine.node.page_alloc.free_slab_pages(pages)
+
+
+@pytest.mark.parametrize(
+    ("size", "order"), [(64, 0), (256, 0), (512, 1), (568, 2), (1024, 2), (2048, 3), (4096, 3)]
+)
+def test_the_preferred_order_holds_enough_objects(size: int, order: int) -> None:
+    assert calculate_order(size) == order
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_slab_is_a_block_of_the_preferred_order_if_there_is_one(bulk: bool) -> None:
+    machine = Machine()
+    cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, Blocks(machine))
+    objects = cache.alloc_bulk(40, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(40)]
+    assert [slab.objects for slab in objects] == [16] * 40
+    assert (cache.nr_slabs, machine.free, machine.node.vmstat.nr_slab_unreclaimable) == (3, 1000, 24)
+    cache.free_bulk(objects)
+    cache.shrink()
+    assert (cache.nr_slabs, machine.free, machine.node.vmstat.nr_slab_unreclaimable) == (0, 1024, 0)
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_without_such_a_block_a_slab_is_a_page(bulk: bool) -> None:
+    machine = Machine()
+    blocks = Blocks(machine, easy=False)
+    cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, blocks)
+    objects = cache.alloc_bulk(5, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(5)]
+    assert [slab.objects for slab in objects] == [2] * 5
+    assert blocks.asked == [(3, GFP_ATOMIC | GFP_NOWARN | GFP_NORETRY)] * 3
+    cache.free_bulk(objects)
+    cache.shrink()
+    assert machine.free == 1024
+
+
+@pytest.mark.parametrize("sleeps", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "gfp_mask", "easy"),
+    [
+        (V9, MEMALLOC | GFP_NOFAIL, MEMALLOC),
+        (V9, GFP_KERNEL, GFP_KERNEL),
+        (LINUX_6_1, MEMALLOC | GFP_NOFAIL, MEMALLOC),
+        (LINUX_6_1, GFP_KERNEL | GFP_MEMALLOC, (GFP_KERNEL | GFP_MEMALLOC | GFP_NOMEMALLOC) & ~GFP_WAIT),
+    ],
+)
+def test_the_attempt_at_a_block_is_an_easy_one(rules: Rules, gfp_mask: int, easy: int, sleeps: bool) -> None:
+    async def main() -> None:
+        machine = Machine(switches=without(rules=rules))
+        blocks = Blocks(machine)
+        cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, blocks)
+        slab = await cache.alloc_wait(gfp_mask, PLAIN) if sleeps else cache.alloc(gfp_mask, PLAIN)
+        assert slab is not None
+        assert blocks.asked == [(3, easy | GFP_NOWARN | GFP_NORETRY)]
+
+    simulate(main())
+
+
+def test_an_entitled_caller_takes_a_block_out_of_the_reserve() -> None:
+    machine = Machine()
+    cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, Blocks(machine))
+    machine.drain(20)
+    assert take(cache, MEMALLOC).pfmemalloc
+    vmstat = machine.node.vmstat
+    assert (vmstat.no_watermark_slabs, vmstat.slab_pfmemalloc_pages, machine.free) == (8, 8, 12)

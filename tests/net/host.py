@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import KmemCache, Slab
 from testbed.net.dev import ETH_P_IP, NetDevice, Receiver, RxBatch, Tally
 from testbed.net.drop_reason import DropReason
 from testbed.net.skbuff import Driver, SkbMemory, SkBuff
@@ -34,10 +35,12 @@ class Host:
         driver: Driver = "linear",
         copybreak: int = 0,
         gro: bool = False,
-    ):
-        self.machine = machine_64m(switches) if pages is None else Machine(pages, switches)
+        slab: str = "slub",
+    ) -> None:
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(switches, self.netstat)
+        options: dict[str, Any] = {"slab": slab, "memalloc_socks": lambda: self.socket_memory.memalloc_socks}
+        self.machine = machine_64m(switches, **options) if pages is None else Machine(pages, switches, **options)
         self.skb_memory = SkbMemory(self.machine.node, self.netstat, MTU, driver)
         self.tally: Counter[tuple[int, str, bool]] = Counter()
         self.device = NetDevice(

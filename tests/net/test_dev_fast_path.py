@@ -21,7 +21,8 @@ from testbed.mm.node import Node
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
-from testbed.mm.slub import KmemCache, Slab
+from testbed.mm.slab_common import Slab
+from testbed.mm.slub import KmemCache
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.backlog import KernelBug
 from testbed.net.dev import ETH_P_ARP, ETH_P_IP, ETH_P_IPX, NetDevice, Receiver, RxBatch, Tally
@@ -61,20 +62,7 @@ class PlainCache(KmemCache):
             if slab is None:
                 break
             taken.append(slab)
-            more = min(slab.free, count - len(taken))
-            whole = more > 0 and slab is self._cpu_slab
-            if whole and self.pfmemalloc_match(slab, gfp_mask, current, fast=True, count=more):
-                slab.free -= more
-                self.inuse += more
-                taken.extend([slab] * more)
         return taken
-
-    def _take_partial(self, gfp_mask: int, current: Task) -> Slab | None:
-        for slab in self._partial:
-            if not slab.pfmemalloc or self.pfmemalloc_match(slab, gfp_mask, current):
-                return self._take_listed(slab)
-            self._vmstat.slab_pfmemalloc_mismatch += 1
-        return None
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         for slab in slabs:
@@ -205,7 +193,7 @@ class Host:
             ],
             "last": self.device.last_pfmemalloc,
             "tallies": self.tallies,
-            "caches": {name: cache_state(cache) for name, cache in self.node.caches.items()},
+            "caches": [cache_state(cache) for cache in self.node.caches.values() if isinstance(cache, KmemCache)],
         }
 
 
@@ -215,6 +203,8 @@ def cache_state(cache: KmemCache) -> tuple[Any, ...]:
         cache.nr_slabs,
         cache.inuse,
         None if cpu is None else (cpu.free, cpu.pfmemalloc),
+        [(slab.free, slab.pfmemalloc, slab.frozen) for slab in cache._cpu_partial],
+        cache._pobjects[:],
         [(slab.free, slab.pfmemalloc, slab.partial) for slab in cache._partial],
     )
 

@@ -35,12 +35,15 @@ class ReceiveMachine(RuleBasedStateMachine):
         switches=st.sampled_from([SERIES, VANILLA, without(slub_unchecked_fast_path=False)]),
         ring=st.integers(1, 40),
         tapped=st.booleans(),
+        slab=st.sampled_from(["slub", "slab"]),
         rcvbuf=st.sampled_from([10_000, 200_000]),
         driver=st.sampled_from(["linear", "frag", "page"]),
         gro=st.booleans(),
     )
-    def boot(self, *, switches: Switches, ring: int, tapped: bool, rcvbuf: int, driver: Driver, gro: bool) -> None:
-        self.host = Host(switches, pages=512, ring=ring, rcvbuf=rcvbuf, driver=driver, gro=gro)
+    def boot(
+        self, *, switches: Switches, ring: int, tapped: bool, slab: str, rcvbuf: int, driver: Driver, gro: bool
+    ) -> None:
+        self.host = Host(switches, pages=512, ring=ring, rcvbuf=rcvbuf, slab=slab, driver=driver, gro=gro)
         self.host.socket_memory.sk_set_memalloc(self.host.swap.sk)
         self.tap = Sock("tap", 50_000)
         if tapped:

@@ -144,3 +144,13 @@ def test_an_skb_without_data_memory_gives_its_head_back() -> None:
     host.machine.drain(96)
     assert host.skb_memory.alloc_skb(1500, GFP_ATOMIC, host.softirq) is None
     assert host.skb_memory.skbuff_head_cache.inuse == 1
+
+
+@pytest.mark.parametrize("memalloc_socks", [0, 1])
+def test_a_second_attempt_that_patch_04_would_have_allowed_is_counted(memalloc_socks: int) -> None:
+    host = Host(without(gfp_memalloc=False))
+    host.warm_heads()
+    host.use_up_data()
+    host.machine.drain(110)
+    assert not host.skb_memory.alloc_rx_skbs(1, GFP_ATOMIC, host.softirq, memalloc_socks)
+    assert host.machine.node.vmstat.gfp_memalloc_refused == memalloc_socks
