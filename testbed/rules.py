@@ -111,15 +111,11 @@ class Rules:
     sk_rmem_schedule_pfmemalloc: bool = _rule(
         False, "a reserve packet for the swap socket may exceed tcp_mem (with the swap-over-NFS series, 3.6)"
     )
-    tcp_clear_pfmemalloc: bool = _rule(
-        False, "an outgoing packet is never pfmemalloc for whoever gets it over loopback or a veth (4.17)"
-    )
+    tcp_mem_share: int = _rule(8, "tcp_mem's second limit is one part in so many of low memory (16 from 4.2)")
     protocol_8021ad: bool = _rule(False, "802.1AD is on the list of protocols that may use the reserve")
     pfmemalloc_drop_is_rcvbuf_error: bool = _rule(
         True, "a dropped reserve datagram also counts as RcvbufErrors (no counter of its own until 4.11)"
     )
-    # --- nbd ---
-    nbd_requeues: bool = _rule(False, "requests of a dead connection are sent again on the next one (4.10)")
 
 
 NAMES = tuple(item.name for item in fields(Rules))
@@ -164,10 +160,9 @@ LINUX_6_1 = Rules(
     receive_needs_memalloc_socks=True,
     sk_add_backlog_filter=True,
     sk_rmem_schedule_pfmemalloc=True,
-    tcp_clear_pfmemalloc=True,
+    tcp_mem_share=16,
     protocol_8021ad=True,
     pfmemalloc_drop_is_rcvbuf_error=False,
-    nbd_requeues=True,
 )
 
 

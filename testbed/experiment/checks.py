@@ -76,6 +76,8 @@ def swap_is_spared(client: ClientEvidence, _: RunEvidence) -> Finding:
 
 def progress(client: ClientEvidence, run: RunEvidence) -> Finding:
     """The workload finishes, and swap never stops for longer than the stall limit."""
+    if panic := (client.report or {}).get("panic"):
+        return False, f"the machine stopped: {panic}"
     if client.stall is not None:
         return False, diagnose(client.stall, run.stall_limit).text
     tasks = number(client.report, "workload", "tasks")

@@ -20,7 +20,7 @@ from testbed.experiment.evidence import (
     RunEvidence,
     Stall,
 )
-from testbed.experiment.plan import FloodPlan, Plan
+from testbed.experiment.plan import NeighbourPlan, Plan
 from testbed.hosts.messages import (
     Command,
     Event,
@@ -149,17 +149,17 @@ class _CanaryWatch:
 
 
 class _Flood:
-    """The floods of one neighbour that start together, sent by one host."""
+    """The floods and streams of one neighbour that start together, sent by one host."""
 
-    def __init__(self, start: str, floods: list[FloodPlan], host: Host) -> None:
-        self.start = start
-        self.floods = floods
+    def __init__(self, plan: NeighbourPlan, host: Host) -> None:
+        self.plan = plan
         self.host = host
         self.started = False
         self.stopped: float | None = None
         self.sent = 0
         self.pps = 0.0
         self.each: list[dict[str, Any]] = []
+        self.each_stream: list[dict[str, Any]] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +201,10 @@ class Coordinator:
         self.clients.append(client)
         self._handlers[host] = lambda message: self._from_client(client, message)
 
-    def add_floods(self, start: str, floods: list[FloodPlan], host: Host) -> None:
-        """Floods that start together, and the host that sends them."""
+    def add_floods(self, plan: NeighbourPlan, host: Host) -> None:
+        """Floods and streams that start together, and the host that sends them."""
         self.hosts.append(host)
-        flood = _Flood(start, floods, host)
+        flood = _Flood(plan, host)
         self.floods.append(flood)
         self._handlers[host] = lambda message: self._from_flood(flood, message)
 
@@ -240,13 +240,12 @@ class Coordinator:
 
     def _start_due_floods(self) -> None:
         for flood in self.floods:
-            if not flood.started and (flood.start == "workload" or self._target_swaps(flood)):
+            if not flood.started and (flood.plan.start == "workload" or self._target_swaps(flood)):
                 flood.started = True
                 flood.host.send(StartFlood())
 
     def _target_swaps(self, flood: _Flood) -> bool:
-        targets = {plan.target.host for plan in flood.floods}
-        return any(client.swapping for client in self.clients if client.plan.name in targets)
+        return any(client.swapping for client in self.clients if client.plan.name in flood.plan.targets)
 
     def _note_stalls(self) -> None:
         for client in self.clients:
@@ -339,7 +338,7 @@ class Coordinator:
         if isinstance(message, Event) and message.name == "flood_stopped":
             flood.stopped = message.time
             flood.sent, flood.pps = message.fields["sent"], message.fields["pps"]
-            flood.each = message.fields["each"]
+            flood.each, flood.each_stream = message.fields["each"], message.fields["streams"]
 
     def _say(self, name: str, fields: dict[str, Any]) -> None:
         self.observer.event(Event("runner", self.clock.now(), name, fields))
@@ -374,12 +373,15 @@ class Coordinator:
             canary_before=client.canary_before,
             canary_after=client.canary_after,
             stall=client.stall,
-            flood_asked=any(flood.target.host == client.plan.name for flood in self.plan.floods),
+            flood_asked=any(client.plan.name in flood.plan.targets for flood in self.floods),
             flood_sent=sum(sent) if sent else None,
         )
 
     def _sent_to(self, name: str) -> Iterator[int]:
         for flood in self.floods:
-            for plan, each in zip(flood.floods, flood.each, strict=False):
+            for plan, each in zip(flood.plan.floods, flood.each, strict=False):
                 if plan.target.host == name:
                     yield each["sent"]
+            for stream, each in zip(flood.plan.streams, flood.each_stream, strict=False):
+                if stream.target.host == name:
+                    yield each["segments"]

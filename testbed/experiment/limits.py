@@ -51,6 +51,8 @@ def _counted(client: ClientEvidence) -> Iterator[str]:
         ("frames", "dropped", DropReason.RX_MISSED.name): "frames found no buffer in the receive ring",
         ("frames", "dropped", DropReason.RX_NOMEM.name): "short frames found no memory to be copied into",
         ("frames", "dropped", DropReason.SOCKET_RCVBUFF.name): "datagrams found their socket's receive buffer full",
+        ("frames", "dropped", DropReason.PROTO_MEM.name): "frames came when udp_mem or tcp_mem was used up",
+        ("frames", "dropped", DropReason.SOCKET_BACKLOG.name): "frames found their socket busy and its backlog full",
         ("counters", "pgscan_direct_throttle"): "times a direct reclaimer was throttled",
         ("counters", "oom_kill"): "tasks were killed for want of memory",
         ("interfaces", "tp_drops"): "frames were lost before the emulated NIC saw them: this machine was too busy",

@@ -17,6 +17,7 @@ from testbed.lab.link import (
     add_permanent_neighbour,
     add_veth,
     set_address,
+    set_neighbour_timeout,
     set_offloads,
     set_up,
     wait_up,
@@ -85,16 +86,27 @@ class Network:
         for namespace, ifname in inside:
             wait_up(namespace, ifname)
         set_address(host, HOST_INTERFACE, interface.ipv4)
+        client = self._clients.get(interface.host)
+        if client is not None and client.neighbour_timeout is not None:
+            set_neighbour_timeout(host, HOST_INTERFACE, client.neighbour_timeout)
 
     def _introduce(self, segment: SegmentPlan) -> None:
-        """Tell clients and the others of each other's addresses for good: swap must not hang on ARP by accident."""
+        """Tell clients and the others of each other's addresses for good: swap must not hang on ARP by accident.
+
+        A client with a `neighbour_timeout` has to find its swap server's address by itself, and again later.
+        """
         for client in segment.interfaces:
             if client.host not in self._clients:
                 continue
             for other in segment.interfaces:
                 if other.host not in self._clients:
-                    self._add_neighbour(client, other)
+                    if not self._resolves(client, other):
+                        self._add_neighbour(client, other)
                     self._add_neighbour(other, client)
+
+    def _resolves(self, client: Interface, other: Interface) -> bool:
+        plan = self._clients[client.host]
+        return plan.neighbour_timeout is not None and plan.swap.address == other.address
 
     def _add_neighbour(self, at: Interface, other: Interface) -> None:
         add_permanent_neighbour(self.hosts[at.host], HOST_INTERFACE, other.address, other.mac)

@@ -8,7 +8,7 @@ cannot work. The same topology and overrides always give the same plan.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from testbed.experiment.topology import (
@@ -21,6 +21,7 @@ from testbed.experiment.topology import (
     Neighbour,
     Start,
     SwapClient,
+    TcpStream,
     TcpSynFlood,
     Topology,
     TopologyError,
@@ -89,17 +90,48 @@ class FloodPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """TCP data from one interface to `ports` of another, `bytes_per_second` on all of them together."""
+
+    source: Interface
+    target: Interface
+    bytes_per_second: int
+    start: Start
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class NeighbourPlan:
-    """A plain host, the clients it sends canaries to, and its floods."""
+    """A plain host, the clients it sends canaries to, its floods and its streams."""
 
     name: str
     interface: Interface
     floods: tuple[FloodPlan, ...]
+    streams: tuple[StreamPlan, ...] = ()
 
-    def by_start(self) -> list[tuple[Start, list[FloodPlan]]]:
-        """The floods that start at the same moment, together."""
-        starts = sorted({flood.start for flood in self.floods})
-        return [(start, [flood for flood in self.floods if flood.start == start]) for start in starts]
+    def by_start(self) -> list[NeighbourPlan]:
+        """The neighbour once for each moment at which something starts, with what starts then."""
+        starts = sorted({each.start for each in self.traffic})
+        return [self._starting(start) for start in starts]
+
+    def _starting(self, start: Start) -> NeighbourPlan:
+        floods = tuple(flood for flood in self.floods if flood.start == start)
+        return replace(self, floods=floods, streams=tuple(each for each in self.streams if each.start == start))
+
+    @property
+    def traffic(self) -> tuple[FloodPlan | StreamPlan, ...]:
+        """All that it sends, canaries aside."""
+        return (*self.floods, *self.streams)
+
+    @property
+    def start(self) -> Start:
+        """When the first of its traffic starts."""
+        return self.traffic[0].start
+
+    @property
+    def targets(self) -> set[str]:
+        """The clients that its traffic goes to."""
+        return {each.target.host for each in self.traffic}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +158,11 @@ class Plan:
         """All floods, in the order of the neighbours."""
         return tuple(flood for neighbour in self.neighbours for flood in neighbour.floods)
 
+    @property
+    def streams(self) -> tuple[StreamPlan, ...]:
+        """All TCP streams, in the order of the neighbours."""
+        return tuple(stream for neighbour in self.neighbours for stream in neighbour.streams)
+
     def canary_source(self, client: ClientPlan) -> NeighbourPlan:
         """The neighbour that sends canaries to `client`: the first one on its segment."""
         return next(n for n in self.neighbours if n.interface.segment == client.interface.segment)
@@ -136,7 +173,8 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
     change = overrides or Overrides()
     if not topology.clients:
         raise TopologyError(f"{topology.name}: there is no SwapClient to test")
-    if not topology.floods and (change.flood or change.flood_size is not None):
+    flooded = any(isinstance(traffic, Flood) for _, _, traffic in topology.floods)
+    if not flooded and (change.flood or change.flood_size is not None):
         raise TopologyError(f"{topology.name}: it has no flood whose rate or frame size could be changed")
     interfaces = _interfaces(topology)
     servers = tuple(
@@ -282,6 +320,9 @@ def _client(
         copybreak=client.copybreak,
         gro=client.gro,
         tap=None if client.tap is None else size_in_bytes(client.tap, "tap"),
+        udp_mem=client.udp_mem,
+        tcp_mem=client.tcp_mem,
+        neighbour_timeout=client.neighbour_timeout,
     )
 
 
@@ -300,7 +341,7 @@ def _bystanders(client: SwapClient, memory: int, change: Overrides) -> Iterator[
             if port in used or port > 65535:
                 raise TopologyError(f"{client.name}: bystander port {port} is taken or does not exist")
             used.add(port)
-            yield BystanderPlan(port, buffer, bystander.reader)
+            yield BystanderPlan(port, buffer, bystander.reader, bystander.protocol)
 
 
 def _neighbour(
@@ -311,14 +352,25 @@ def _neighbour(
     change: Overrides,
 ) -> NeighbourPlan:
     interface = interfaces[neighbour.name]
-    floods = []
+    floods, streams = [], []
     for source, target, flood in topology.floods:
         if source is not neighbour or change.flood == 0:
             continue
         if interfaces[target.name].segment != interface.segment:
             raise TopologyError(f"{neighbour.name}: it is not connected to {target.name}, which it floods")
-        floods.append(_flood(flood, interface, clients[target.name], change))
-    return NeighbourPlan(neighbour.name, interface, tuple(floods))
+        if isinstance(flood, TcpStream):
+            streams.append(_stream(flood, interface, clients[target.name]))
+        else:
+            floods.append(_flood(flood, interface, clients[target.name], change))
+    return NeighbourPlan(neighbour.name, interface, tuple(floods), tuple(streams))
+
+
+def _stream(stream: TcpStream, source: Interface, target: ClientPlan) -> StreamPlan:
+    ports = tuple(bystander.port for bystander in target.bystanders if bystander.protocol == "tcp")
+    if not ports:
+        raise TopologyError(f'{target.name}: a TcpStream needs bystanders with protocol="tcp", which it has not')
+    rate = size_in_bytes(stream.bytes_per_second, f"{stream.kind}: bytes_per_second")
+    return StreamPlan(source, target.interface, rate, stream.start, ports)
 
 
 def _flood(flood: Flood, source: Interface, target: ClientPlan, change: Overrides) -> FloodPlan:
@@ -345,10 +397,10 @@ def _flood(flood: Flood, source: Interface, target: ClientPlan, change: Override
 
 
 def _flood_ports(flood: UdpFlood, target: ClientPlan) -> tuple[int, ...]:
-    listening = [bystander.port for bystander in target.bystanders]
+    listening = [bystander.port for bystander in target.bystanders if bystander.protocol == "udp"]
     count = len(listening) if flood.sockets is None else flood.sockets
     if count == 0:
-        raise TopologyError(f"{target.name}: it has no bystanders, so a flood of it must say how many sockets")
+        raise TopologyError(f"{target.name}: it has no UDP bystanders, so a flood of it must say how many sockets")
     used = {*listening, CANARY_PORT}
     closed = (port for port in range(CLOSED_PORTS, 65536) if port not in used)
     return tuple(port for _, port in zip(range(count), _chain(listening, closed), strict=False))

@@ -12,7 +12,7 @@ from multiprocess.connection import wait
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
 from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
-from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan
+from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan, StreamPlan
 from testbed.hosts.messages import Shutdown
 from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
 from testbed.hosts.plan import ClientPlan, ServerPlan
@@ -20,6 +20,7 @@ from testbed.hosts.server_program import ServerPrograms
 from testbed.hosts.swap_client import SwapClientSpec, swap_client_main
 from testbed.lab.neighbour import CanaryProfile, FloodProfile, FloodSpec, flood_main
 from testbed.lab.process import HostProcess
+from testbed.lab.stream import StreamProfile
 
 TICK_S = 0.1
 READY_TIMEOUT_S = 30.0
@@ -121,10 +122,16 @@ class _Start:
         self.coordinator.add_client(plan, process, canary)
 
     def _floods(self, neighbour: NeighbourPlan) -> None:
-        for start, floods in neighbour.by_start():
-            spec = FloodSpec(neighbour.name, "eth0", [_profile(flood) for flood in floods], None, self.seed)
+        for traffic in neighbour.by_start():
+            floods = [_profile(flood) for flood in traffic.floods]
+            streams = [_stream_profile(stream) for stream in traffic.streams]
+            spec = FloodSpec(neighbour.name, "eth0", floods, None, self.seed, streams)
             process = self.processes.spawn(neighbour.name, flood_main, spec, [self.network.hosts[neighbour.name]])
-            self.coordinator.add_floods(start, floods, process)
+            self.coordinator.add_floods(traffic, process)
+
+
+def _stream_profile(stream: StreamPlan) -> StreamProfile:
+    return StreamProfile(stream.target.address, stream.ports, stream.bytes_per_second)
 
 
 def _profile(flood: FloodPlan) -> FloodProfile:

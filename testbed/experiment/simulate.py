@@ -40,7 +40,11 @@ SLOWEST_SAMPLES_S = 0.5
 
 
 def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, observer: Observer) -> RunRecord:
-    """Simulate `plan` once; times in the record are virtual. Raises LabError when a client cannot start."""
+    """Simulate `plan` once; times in the record are virtual.
+
+    Raises LabError for what the simulator does not have, and when a client cannot start.
+    """
+    _check(plan)
     thresholds = gc.get_threshold()
     gc.set_threshold(*GC_THRESHOLDS)
     loop = VirtualTimeLoop()
@@ -52,6 +56,17 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
     finally:
         finish(loop)
         gc.set_threshold(*thresholds)
+
+
+def _check(plan: Plan) -> None:
+    """Refuse what is not simulated: TCP other than the swap connection's, and address resolution."""
+    if plan.streams:
+        raise LabError("the simulator has no TcpStream: run it for real")
+    for client in plan.clients:
+        if any(bystander.protocol == "tcp" for bystander in client.bystanders):
+            raise LabError(f"the simulator has no TCP bystanders, which {client.name} has: run it for real")
+        if client.neighbour_timeout is not None:
+            raise LabError(f"the simulator has no neighbour_timeout, which {client.name} has: run it for real")
 
 
 class _VirtualClock:
@@ -88,10 +103,10 @@ async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> 
         coordinator.add_client(client, clients[client.name], _canary(client, clients[client.name].edge, source))
     seeds = itertools.count(seed)
     for neighbour in plan.neighbours:
-        for start, floods in neighbour.by_start():
+        for traffic in neighbour.by_start():
             source = ports[neighbour.name]
-            made = [_flood(flood, clients[flood.target.host].edge, source, next(seeds)) for flood in floods]
-            coordinator.add_floods(start, floods, SimulatedNeighbour(neighbour.name, made))
+            made = [_flood(flood, clients[flood.target.host].edge, source, next(seeds)) for flood in traffic.floods]
+            coordinator.add_floods(traffic, SimulatedNeighbour(neighbour.name, made))
 
 
 def _served(plan: ServerPlan, page_bytes: int) -> list[tuple[SimulatedServer, SwapArea]]:

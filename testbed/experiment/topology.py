@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn, TypeVar
 
-from testbed.hosts.plan import Reader, SlabAllocator, ZoneLayout
+from testbed.hosts.plan import BystanderProtocol, Reader, SlabAllocator, ZoneLayout
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
+from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
 from testbed.size import parse_size
 
 Size = int | str
 Start = Literal["swapping", "workload"]
 
-READERS = ("prompt", "faulting", "never")
+READERS = ("prompt", "faulting", "corked", "never")
+PROTOCOLS = ("udp", "tcp")
 SLAB_ALLOCATORS = ("slub", "slab")
 DRIVERS = ("linear", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
@@ -70,6 +72,13 @@ def _check_size(value: Size | None, what: str) -> None:
         size_in_bytes(value, what)
 
 
+def _check_mem(value: Mem | None, what: str) -> None:
+    if value is None:
+        return
+    if len(value) != 3 or any(not isinstance(pages, int) or pages < 0 for pages in value) or sorted(value) != [*value]:
+        raise TopologyError(f"{what} must be three rising numbers of pages, not {value!r}")
+
+
 @dataclass(frozen=True)
 class NbdServer:
     """A host that serves a swap area over NBD to each client that swaps to it.
@@ -95,22 +104,28 @@ class NbdServer:
 
 @dataclass(frozen=True)
 class Bystander:
-    """`count` unrelated UDP sockets on a client, each with a receive buffer of `buffer` bytes (None: RAM/16).
+    """`count` unrelated sockets on a client, each with a receive buffer of `buffer` bytes (None: RAM/16).
 
     `reader` is who empties them: "prompt" reads at once, "faulting" has to fault in its own pages first, "never"
-    leaves them full. Ports count up from `port`, or from one the testbed picks.
+    leaves them full. "corked" is a faulting reader that gathers an answer with UDP_CORK and so owns its socket while
+    it faults, as a faulting TCP reader always does. Ports count up from `port`, or from one the testbed picks.
+    `protocol` "tcp" makes listening sockets, for a `TcpStream`.
     """
 
     port: int | None = None
     buffer: Size | None = None
     reader: Reader = "never"
     count: int = 3
+    protocol: BystanderProtocol = "udp"
 
     def __post_init__(self) -> None:
         if self.port is not None:
             _check_number(self.port, "bystander: port", 1, 65535)
         _check_size(self.buffer, "bystander: buffer")
         _check_choice(self.reader, "bystander: reader", READERS)
+        _check_choice(self.protocol, "bystander: protocol", PROTOCOLS)
+        if (self.protocol, self.reader) == ("tcp", "corked"):
+            raise TopologyError("bystander: only UDP has UDP_CORK: give a TCP bystander another reader")
         _check_number(self.count, "bystander: count", 1, 1024)
 
 
@@ -126,6 +141,10 @@ class SwapClient:
     small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
     With `gro` the segments of a GSO frame, which the NIC receives into a buffer each, go up the stack as one.
     `zones` is how memory is divided into zones, and `nodes` into how many NUMA nodes.
+
+    `udp_mem` and `tcp_mem` are the sysctls of that name: three numbers of pages (None: the kernel's own choice, which
+    for `udp_mem` is raised to what the UDP bystanders' buffers hold).
+    `neighbour_timeout` is after how many seconds unconfirmed an ARP entry is asked for again (None: never needed).
     """
 
     name: str
@@ -145,9 +164,16 @@ class SwapClient:
     copybreak: int = 0
     tap: Size | None = None
     gro: bool = False
+    udp_mem: Mem | None = None
+    tcp_mem: Mem | None = None
+    neighbour_timeout: float | None = None
 
     def __post_init__(self) -> None:
         _check_name("client", self.name)
+        _check_mem(self.udp_mem, f"{self.name}: udp_mem")
+        _check_mem(self.tcp_mem, f"{self.name}: tcp_mem")
+        if self.neighbour_timeout is not None and not 0.01 <= self.neighbour_timeout <= 3600:
+            raise TopologyError(f"{self.name}: neighbour_timeout must be from 0.01 to 3600 s")
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
         _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)
@@ -276,6 +302,25 @@ class EtherTypeFlood(Flood):
 
 
 @dataclass(frozen=True)
+class TcpStream:
+    """Data to each of the target's TCP bystanders, `bytes_per_second` together, as fast as they take it at most.
+
+    `start` is as for a `Flood`.
+    """
+
+    kind: ClassVar[str] = "tcp_stream"
+    bytes_per_second: Size = "8M"
+    start: Start = "swapping"
+
+    def __post_init__(self) -> None:
+        _check_size(self.bytes_per_second, f"{self.kind}: bytes_per_second")
+        _check_choice(self.start, f"{self.kind}: start", STARTS)
+
+
+Traffic = Flood | TcpStream
+
+
+@dataclass(frozen=True)
 class LinearTouch:
     """The series' own workload: `processes` tasks map `total` bytes together (None: 4 x RAM), write every page once,
     then read it all in order `passes` times, checking every page."""
@@ -307,7 +352,7 @@ class Topology:
         self.hosts: list[Host] = []
         self.segments: list[Segment] = []
         self.workloads: dict[str, LinearTouch] = {}
-        self.floods: list[tuple[Neighbour, SwapClient, Flood]] = []
+        self.floods: list[tuple[Neighbour, SwapClient, Traffic]] = []
 
     def add(self, host: AnyHost) -> AnyHost:
         """Add a host and return it."""
@@ -339,11 +384,11 @@ class Topology:
             raise TopologyError(f"{client.name}: it has a workload already")
         self.workloads[client.name] = workload
 
-    def flood(self, source: Neighbour, target: SwapClient, flood: Flood) -> None:
-        """Have `source` flood `target`."""
+    def flood(self, source: Neighbour, target: SwapClient, flood: Traffic) -> None:
+        """Have `source` flood `target`, or send it a stream."""
         self._expect(source, Neighbour, "a flood comes from")
         self._expect(target, SwapClient, "a flood goes to")
-        if not isinstance(flood, Flood):
+        if not isinstance(flood, Traffic):
             raise TopologyError(f"{source.name}: {flood!r} is not a flood")
         self.floods.append((source, target, flood))
 

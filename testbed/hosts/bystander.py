@@ -1,18 +1,22 @@
-"""Unrelated UDP sockets on the client: a real socket each, beside the model's socket that is charged for its queue.
+"""Unrelated sockets on the client: a real socket each, beside the model's socket that is charged for its queue.
 
 What makes unrelated traffic dangerous is who reads it. A prompt reader empties its queue at once; a faulting one must
-first bring its own pages back from swap, and so holds memory just when there is none; some sockets nobody reads.
+first bring its own pages back from swap, and so holds memory just when there is none; some sockets nobody reads. A
+reader that owns its socket while it faults also keeps whatever arrives meanwhile in the backlog.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import Iterator
 
 from testbed.hosts.real_buffer import enlarge
 from testbed.mm.memory import BusError, Killed, Memory, Vma
 from testbed.mm.sched import Task
 from testbed.net.dev import NetDevice
+from testbed.net.sk_mem import Proto
 from testbed.net.sock import Sock
 
 REAL_BUFFER_FACTOR = 8
@@ -22,19 +26,77 @@ WORKING_SET_PAGES = 64
 PAGES_PER_READ = 4
 
 
-class Bystander:
+class Receiver:
+    """A real socket that somebody may read, and the model's socket beside it."""
+
+    def __init__(self, sk: Sock, real: socket.socket) -> None:
+        self.sk = sk
+        self.real = real
+        self.received = 0
+
+    def read(self, device: NetDevice) -> int:
+        """Read from the real socket without waiting, and free what that held in the model; how much was read."""
+        raise NotImplementedError
+
+    def read_promptly(self, device: NetDevice) -> None:
+        """Read whenever something arrives."""
+        asyncio.get_running_loop().add_reader(self.real.fileno(), self.read, device)
+
+    async def read_after_faulting(self, device: NetDevice, memory: Memory, vma: Vma, *, owned: bool) -> None:
+        """Read as a task does that needs some of its own pages for every read, and may own the socket meanwhile.
+
+        Raises KernelBug when that lets a reserve skb into the backlog of a kernel that does not expect it there.
+        """
+        loop = asyncio.get_running_loop()
+        readable = asyncio.Event()
+        loop.add_reader(self.real.fileno(), readable.set)
+        position = 0
+        try:
+            while True:
+                readable.clear()
+                await readable.wait()
+                with self._ownership(vma.owner) if owned else contextlib.nullcontext():
+                    for _ in range(PAGES_PER_READ):
+                        position = (position + 1) % len(vma.ptes)
+                        page = await memory.handle_mm_fault(vma.owner, vma, position, write=True)
+                        if page is not None:
+                            page.buffer[:1] = b"r"
+                self.read(device)
+        except (Killed, BusError):
+            return
+        finally:
+            loop.remove_reader(self.real.fileno())
+            memory.exit_mmap(vma)
+
+    @contextlib.contextmanager
+    def _ownership(self, owner: Task) -> Iterator[None]:
+        self.sk.lock_sock(owner)
+        try:
+            yield
+        finally:
+            self.sk.release_sock(owner)
+
+    def drain(self, device: NetDevice) -> None:
+        """At the end: count what the real socket still holds, and close it."""
+        asyncio.get_running_loop().remove_reader(self.real.fileno())
+        while self.read(device):
+            pass
+        self.real.close()
+        if self.sk.backlog is not None:
+            self.sk.backlog.drop(device.skb_memory.kfree_skb)
+
+
+class Bystander(Receiver):
     """One UDP socket bound to `port`: the model's, limited to `rcvbuf` bytes, and the `real` one beside it."""
 
-    def __init__(self, name: str, port: int, rcvbuf: int, real: socket.socket) -> None:
-        self.sk = Sock(name, rcvbuf)
+    def __init__(self, name: str, port: int, rcvbuf: int, real: socket.socket, prot: Proto | None = None) -> None:
+        super().__init__(Sock(name, rcvbuf, prot=prot), real)
         self.port = port
-        self.received = 0
-        self.real = real
 
-    def read(self, device: NetDevice, most: int = DATAGRAMS_AT_ONCE) -> int:
-        """Read up to `most` datagrams from the real socket, and free their skbs in the model."""
+    def read(self, device: NetDevice) -> int:
+        """As `Receiver.read`, up to `DATAGRAMS_AT_ONCE` datagrams."""
         count = 0
-        while count < most:
+        while count < DATAGRAMS_AT_ONCE:
             try:
                 self.real.recv(1)
             except BlockingIOError:
@@ -44,39 +106,10 @@ class Bystander:
         device.read_datagrams(self.sk, min(count, len(self.sk.receive_queue)))
         return count
 
-    def read_promptly(self, device: NetDevice) -> None:
-        """Read whenever something arrives."""
-        asyncio.get_running_loop().add_reader(self.real.fileno(), self.read, device)
-
-    async def read_after_faulting(self, device: NetDevice, memory: Memory, vma: Vma) -> None:
-        """Read as a task does that needs some of its own pages for every read."""
-        loop = asyncio.get_running_loop()
-        readable = asyncio.Event()
-        loop.add_reader(self.real.fileno(), readable.set)
-        position = 0
-        try:
-            while True:
-                readable.clear()
-                await readable.wait()
-                for _ in range(PAGES_PER_READ):
-                    position = (position + 1) % len(vma.ptes)
-                    page = await memory.handle_mm_fault(vma.owner, vma, position, write=True)
-                    if page is not None:
-                        page.buffer[:1] = b"r"
-                self.read(device)
-        except (Killed, BusError):
-            return
-        finally:
-            loop.remove_reader(self.real.fileno())
-            memory.exit_mmap(vma)
-
     def drain(self, device: NetDevice) -> None:
-        """At the end: count what the real socket still holds, and free the rest of the model's queue."""
-        asyncio.get_running_loop().remove_reader(self.real.fileno())
-        while self.read(device):
-            pass
+        """As `Receiver.drain`, and free the rest of the model's queue."""
+        super().drain(device)
         device.read_datagrams(self.sk, len(self.sk.receive_queue))
-        self.real.close()
 
 
 def udp_socket(address: str, port: int, rcvbuf: int) -> socket.socket:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
 
 IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP = 1, 6, 17
-TCP_SYN_ACK = 0x12
+TCP_SYN, TCP_ACK = 0x02, 0x10
+TCP_SYN_ACK = TCP_SYN | TCP_ACK
 OTHERHOST = -1
 STACK = 0
 SWAP = 1
@@ -37,6 +40,24 @@ GSO_LAYOUT = struct.Struct(f">B{PLAIN_OFFSET - 1}xxB2xBB4x{_HEADERS}")
 
 Codes = npt.NDArray[np.int64]
 
+Segment = tuple[int, int, int]
+"""Stream offset at which a frame's data ends, wire frames it stands for, bytes of data in each but the last."""
+Listener = Callable[[tuple[int, int]], TcpReceiveQueue]
+"""Told of a SYN's source address and port: the queue of the connection that it asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A connection of a listening socket: its number among the kinds, its queue, its first byte's sequence number."""
+
+    code: int
+    queue: TcpReceiveQueue
+    first_seq: int
+
+    def offset(self, seq: int) -> int:
+        """The stream offset that a sequence number stands for, near what has been read."""
+        return stream_offset(seq, self.first_seq, self.queue.copied_seq)
+
 
 class Classifier:
     """Finds the receivers of frames.
@@ -46,10 +67,18 @@ class Classifier:
         server: IPv4 address and port of the swap server.
         swap_queue: the receive queue of the swap connection.
         sockets: datagram sockets by UDP port.
+        listeners: listening sockets by TCP port.
     """
 
     def __init__(
-        self, mac: str, server: tuple[str, int], swap_queue: TcpReceiveQueue, sockets: dict[int, Sock], *, gso: bool
+        self,
+        mac: str,
+        server: tuple[str, int],
+        swap_queue: TcpReceiveQueue,
+        sockets: dict[int, Sock],
+        *,
+        gso: bool,
+        listeners: Mapping[int, Listener] | None = None,
     ) -> None:
         octets = bytes.fromhex(mac.replace(":", ""))
         self._mac = int.from_bytes(octets[:2], "big"), int.from_bytes(octets[2:], "big")
@@ -64,6 +93,10 @@ class Classifier:
         self._udp_code_of = {port: code for code, port in enumerate(sockets, start=2)}
         for port, code in self._udp_code_of.items():
             self._udp_code[port] = code
+        self._listeners = dict(listeners or {})
+        self._listening = np.zeros(65536, np.bool_)
+        self._listening[list(self._listeners)] = True
+        self._streams: dict[tuple[int, int], Stream] = {}
         self.layout = GSO_LAYOUT if gso else PLAIN_LAYOUT
         self._first_seq: int | None = None
         self.attached = False
@@ -85,12 +118,15 @@ class Classifier:
             if is_ip and ip_protocol == IPPROTO_TCP and (source, ports >> 16) == (self._server, self._server_port):
                 code = SWAP
                 segment = self._tcp_segment(total, fields[11:], gso_type, segment[2])
+            elif is_ip and ip_protocol == IPPROTO_TCP and ports & 0xFFFF in self._listeners:
+                size = segment[2] if gso_type else 0
+                code, segment = self._stream_segment(source, ports, total, fields[11:], size) or (STACK, segment)
             if code == STACK:
                 code = self._stack_code((protocol, ip_protocol if is_ip else 0))
             codes.append(code)
             tcp.append(segment)
         batch = self._batch(np.array(codes, np.int64))
-        if SWAP in codes:
+        if any(kind.receiver.__class__ is TcpReceiveQueue for kind in batch.kinds):
             batch.end_seq = [end_seq for end_seq, _, _ in tcp]
             if self._gso:
                 batch.segments = [segments for _, segments, _ in tcp]
@@ -105,9 +141,28 @@ class Classifier:
             self._first_seq = seq + 1
         end_seq = 0
         if self.attached and self._first_seq is not None and payload > 0:
-            copied = self._swap_queue.copied_seq
-            end_seq = copied + ((seq + payload - self._first_seq - copied + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+            end_seq = stream_offset(seq + payload, self._first_seq, self._swap_queue.copied_seq)
         return end_seq, max(1, -(-payload // size)) if self._gso and gso_type and size else 1, size
+
+    def _stream_segment(
+        self, source: int, ports: int, total: int, tcp: tuple[int, int, int], size: int
+    ) -> tuple[int, Segment] | None:
+        """Code and segment of one frame to a listening socket's port, None if it is of no connection.
+
+        `size` is 0 for a frame that is not GSO.
+        """
+        seq, offset, flags = tcp
+        stream = self._streams.get((source, ports))
+        opening = flags & TCP_SYN_ACK == TCP_SYN
+        if opening and (stream is None or stream.first_seq != seq + 1):
+            queue = self._listeners[ports & 0xFFFF]((source, ports >> 16))
+            stream = self._streams[source, ports] = Stream(len(self._kinds), queue, seq + 1)
+            self._kinds.append(Kind(ETH_P_IP, queue, queue.sk.name))
+        if stream is None:
+            return None
+        payload = total - 20 - (offset >> 4 << 2)
+        segments = max(1, -(-payload // size)) if self._gso and size else 1
+        return stream.code, (stream.offset(seq + payload) if payload > 0 else 0, segments, size)
 
     def classify_many(self, block: FrameBlock) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
         """`classify` by columns."""
@@ -122,13 +177,47 @@ class Classifier:
         has_swap = bool(swap.any())
         if has_swap:
             codes[swap] = SWAP
+        streams = self._stream_segments(block, headers, codes, is_ip) if self._listeners else {}
         stack = codes == STACK
         if stack.any():
             codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack])
         batch = self._batch(codes)
         if has_swap:
             self._add_tcp(batch, block, headers, swap)
+        if streams:
+            self._add_streams(batch, block, streams)
         return batch, None if addressed.all() else ~addressed
+
+    def _stream_segments(
+        self, block: FrameBlock, headers: npt.NDArray[np.uint8], codes: Codes, is_ip: npt.NDArray[np.bool_]
+    ) -> dict[int, Segment]:
+        """Find the frames of listening sockets' connections: their codes go into `codes`, their segments are given."""
+        wanted = is_ip & (headers[:, 23] == IPPROTO_TCP) & (codes == STACK)
+        wanted &= self._listening[column(headers, 36, ">u2")]
+        segments: dict[int, Segment] = {}
+        for index in np.flatnonzero(wanted).tolist():
+            source, ports, seq = struct.unpack_from(">I4xII", headers[index], 26)
+            total = int.from_bytes(headers[index, 16:18].tobytes(), "big")
+            whole = self._gso and block.vnet[index, 1]
+            size = int.from_bytes(block.vnet[index, 4:6].tobytes(), "little") if whole else 0
+            tcp = (seq, int(headers[index, 46]), int(headers[index, 47]))
+            found = self._stream_segment(source, ports, total, tcp, size)
+            if found is not None:
+                codes[index], segments[index] = found
+        return segments
+
+    def _add_streams(self, batch: RxBatch, block: FrameBlock, streams: dict[int, Segment]) -> None:
+        """Enter what `_stream_segments` has found into a batch that may have frames of the swap connection too."""
+        ends = list(batch.end_seq or [0] * len(batch))
+        for index, (end_seq, _, _) in streams.items():
+            ends[index] = end_seq
+        batch.end_seq = ends
+        if self._gso:
+            segments = list(batch.segments or [1] * len(batch))
+            sizes = list(batch.gso_size or column(block.vnet, 4, "<u2").tolist())
+            for index, (_, count, size) in streams.items():
+                segments[index], sizes[index] = count, size
+            batch.segments, batch.gso_size = segments, sizes
 
     def _stack_codes(self, protocols: Codes, ip_protocols: Codes) -> list[int]:
         """Codes of frames that are for the stack itself: one for each protocol that has been seen."""
@@ -185,6 +274,11 @@ class Classifier:
             opening = np.flatnonzero(swap & ((headers[:, 47] & TCP_SYN_ACK) == TCP_SYN_ACK))
             if len(opening):
                 self._first_seq = int(seq[opening[0]]) + 1
+
+
+def stream_offset(seq: int, first_seq: int, near: int) -> int:
+    """The stream offset of a 32-bit sequence number, of those it may stand for the one closest to `near`."""
+    return near + ((seq - first_seq - near + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
 
 
 def column(rows: npt.NDArray[np.uint8], offset: int, kind: str) -> npt.NDArray[Any]:

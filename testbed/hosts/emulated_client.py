@@ -10,24 +10,29 @@ import asyncio
 import mmap
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Protocol
 
-from testbed.hosts.bystander import Bystander, working_set
+from testbed.hosts.bystander import Bystander, Receiver, working_set
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Command, Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.nbd_device import NbdDevice
-from testbed.hosts.plan import ClientPlan
-from testbed.hosts.report import client_report
+from testbed.hosts.plan import BystanderPlan, ClientPlan
+from testbed.hosts.report import Ends, client_report
+from testbed.hosts.tcp_bystander import TcpBystander
 from testbed.hosts.tcpdump import Tcpdump
 from testbed.hosts.tracepoints import Tracepoints
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
+from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
 from testbed.nbd.swap_header import swap_header
+from testbed.net.backlog import Backlog, KernelBug
 from testbed.net.dev import NetDevice
+from testbed.net.sk_mem import Mem, Proto, tcp_mem, udp_mem
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -69,6 +74,10 @@ class Edge(Protocol):
         """A socket that never blocks, with room for more than `rcvbuf` bytes."""
         ...
 
+    def tcp_listener(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+        """A listening socket that never blocks; its connections hold less than `rcvbuf` bytes. Raises LabError."""
+        ...
+
     def attach(self, client: EmulatedClient) -> None:
         """Let frames come in."""
         ...
@@ -106,6 +115,14 @@ def tcp_send_limit(managed_pages: int) -> int:
     From 64 MiB of memory on it fits, with the ring's buffers, into the half of the reserve that throttling keeps.
     """
     return max(LEAST_SEND_BUFFER, tcp_receive_limit(managed_pages) // 4)
+
+
+def default_udp_mem(plan: ClientPlan, buffer_pages: int) -> Mem:
+    """The kernel's own udp_mem, raised to what the UDP bystanders' buffers hold: who raises those raises this too."""
+    datagram_buffers = sum(bystander.buffer for bystander in plan.bystanders if bystander.protocol == "udp")
+    held = (datagram_buffers + CANARY_RCVBUF) // PAGE_SIZE
+    least, pressure, most = udp_mem(buffer_pages)
+    return max(least, held), max(pressure, held), max(most, held)
 
 
 class EmulatedClient:
@@ -153,7 +170,10 @@ class EmulatedClient:
             self.ram = self._keep_only(page_bytes)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu, plan.driver)
         managed = self.node.page_alloc.managed
-        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True)
+        rules, buffer_pages = self.switches.rules, managed - plan.watermarks.high
+        self.tcp = Proto("TCP", plan.tcp_mem or tcp_mem(buffer_pages, rules), rules, has_memory_pressure=True)
+        self.udp = Proto("UDP", plan.udp_mem or default_udp_mem(plan, buffer_pages), rules, has_memory_pressure=False)
+        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True, prot=self.tcp)
         self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
         self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
         self.ledger = Ledger(self.node.page_alloc)
@@ -167,11 +187,8 @@ class EmulatedClient:
             gro=plan.gro,
         )
         self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
-        self.bystanders = [
-            self._bystander(f"{bystander.reader}:{bystander.port}", bystander.port, bystander.buffer)
-            for bystander in plan.bystanders
-        ]
-        self.canary = self._bystander("canary", plan.canary_port, CANARY_RCVBUF)
+        self.bystanders = [self._bystander(bystander) for bystander in plan.bystanders]
+        self.canary = self._udp_bystander("canary", plan.canary_port, CANARY_RCVBUF)
         self.progress = Progress()
         self.tasks: list[asyncio.Task[None]] = []
         self.kernel_threads: list[asyncio.Task[None]] = []
@@ -180,6 +197,8 @@ class EmulatedClient:
         self.workload_ended: float | None = None
         self.nr_tasks = 0
         self.tracepoints: Tracepoints | None = None
+        self.panic: str | None = None
+        """The BUG that stopped the machine."""
 
     def _keep_only(self, page_bytes: int) -> mmap.mmap:
         """Give each page a buffer of so many bytes only; the RAM that they came from is never touched."""
@@ -190,8 +209,16 @@ class EmulatedClient:
             page.buffer = view[page.pfn * page_bytes : (page.pfn + 1) * page_bytes]
         return kept
 
-    def _bystander(self, name: str, port: int, rcvbuf: int) -> Bystander:
-        return Bystander(name, port, rcvbuf, self.edge.udp_socket(self.plan.interface.address, port, rcvbuf))
+    def _bystander(self, plan: BystanderPlan) -> Bystander | TcpBystander:
+        name, port, rcvbuf = f"{plan.reader}:{plan.port}", plan.port, plan.buffer
+        if plan.protocol == "udp":
+            return self._udp_bystander(name, port, rcvbuf)
+        real = self.edge.tcp_listener(self.plan.interface.address, port, rcvbuf)
+        return TcpBystander(name, port, rcvbuf, real, self.skb_memory, self.tcp)
+
+    def _udp_bystander(self, name: str, port: int, rcvbuf: int) -> Bystander:
+        real = self.edge.udp_socket(self.plan.interface.address, port, rcvbuf)
+        return Bystander(name, port, rcvbuf, real, self.udp)
 
     @property
     def receive_window(self) -> int:
@@ -201,8 +228,19 @@ class EmulatedClient:
 
     @property
     def sockets(self) -> list[Bystander]:
-        """All unrelated sockets, the canary's included."""
-        return [self.canary, *self.bystanders]
+        """The unrelated UDP sockets, the canary's included."""
+        return [self.canary, *(bystander for bystander in self.bystanders if isinstance(bystander, Bystander))]
+
+    @property
+    def listeners(self) -> list[TcpBystander]:
+        """The unrelated TCP sockets."""
+        return [bystander for bystander in self.bystanders if isinstance(bystander, TcpBystander)]
+
+    @property
+    def unrelated(self) -> list[Sock]:
+        """The model's sockets of all unrelated traffic there has been."""
+        queues = [queue for listener in self.listeners for queue in listener.queues]
+        return [bystander.sk for bystander in self.sockets] + [queue.sk for queue in queues]
 
     async def run(self) -> None:
         """Connect, make the swap area, report, obey, account. Raises LabError when there is no swap area to be had."""
@@ -258,11 +296,41 @@ class EmulatedClient:
             self._spawn(self.tap.run(self.node.memory))
         self.canary.read_promptly(self.netdev)
         for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
-            if plan.reader == "prompt":
-                bystander.read_promptly(self.netdev)
-            elif plan.reader == "faulting":
-                owner = Task(f"reader{plan.port}")
-                self._spawn(bystander.read_after_faulting(self.netdev, self.node.memory, working_set(owner)))
+            if isinstance(bystander, TcpBystander):
+                bystander.accept_each(partial(self._read, plan))
+            else:
+                self._read(plan, bystander)
+
+    def _read(self, plan: BystanderPlan, receiver: Receiver) -> None:
+        """Have a socket read as its plan says. A faulting TCP reader always owns its socket (`tcp_recvmsg`)."""
+        if plan.reader == "prompt":
+            receiver.read_promptly(self.netdev)
+        elif plan.reader != "never":
+            owned = plan.protocol == "tcp" or plan.reader == "corked"
+            vma = working_set(Task(f"reader{plan.port}"))
+            self._spawn(self._read_after_faulting(receiver, vma, owned=owned))
+
+    async def _read_after_faulting(self, receiver: Receiver, vma: Vma, *, owned: bool) -> None:
+        try:
+            await receiver.read_after_faulting(self.netdev, self.node.memory, vma, owned=owned)
+        except KernelBug as bug:
+            self._panic(bug)
+
+    def _panic(self, bug: KernelBug) -> None:
+        """A BUG in a softirq stops the machine: no task runs again, and no frame is taken."""
+        if self.panic is not None:
+            return
+        self.panic = str(bug)
+        self._event("panic", {"message": self.panic})
+        self.edge.detach()
+        for task in (*self.tasks, *self.kernel_threads):
+            task.cancel()
+        if self.workload_started is not None and self.workload_ended is None:
+            self._end_workload()
+
+    def _end_workload(self) -> None:
+        self.workload_ended = _now()
+        self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
@@ -290,8 +358,7 @@ class EmulatedClient:
         await touch.run()
         self.node.oom_killer.tasks.discard(touch.task)
         if self.progress.finished_tasks + self.progress.killed_tasks == self.nr_tasks:
-            self.workload_ended = _now()
-            self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
+            self._end_workload()
 
     def _event(self, name: str, fields: dict[str, Any]) -> None:
         self.say(Event(self.plan.name, _now(), name, fields))
@@ -323,9 +390,13 @@ class EmulatedClient:
             "finished_tasks": progress.finished_tasks,
             "killed_tasks": progress.killed_tasks,
             "corrupt": progress.corrupt,
-            "sk_wmem_queued": self.send_queue.wmem_queued,
+            "sk_wmem_queued": self.swap_sk.wmem_queued,
             "sk_rmem_alloc": self.swap_sk.rmem_alloc,
-            "bystander_rmem_alloc": sum(bystander.sk.rmem_alloc for bystander in self.bystanders),
+            "bystander_rmem_alloc": sum(sk.rmem_alloc for sk in self.unrelated) - self.canary.sk.rmem_alloc,
+            "backlog_skbs": sum(len(backlog) for backlog in self._backlogs()),
+            "udp_memory_allocated": self.udp.memory_allocated,
+            "tcp_memory_allocated": self.tcp.memory_allocated,
+            "TCPMemoryPressures": self.tcp.memory_pressures,
             "tap_rmem_alloc": 0 if self.tap is None else self.tap.sk.rmem_alloc,
             "canary_received": self.canary.received,
             "swap_used": self.node.swap.inuse_pages,
@@ -333,6 +404,9 @@ class EmulatedClient:
             "swap_read_errors": self.node.swap_io.read_errors,
             "tp_drops": self.edge.lost,
         }
+
+    def _backlogs(self) -> list[Backlog]:
+        return [sk.backlog for sk in (self.swap_sk, *self.unrelated) if sk.backlog is not None]
 
     async def _stop(self, client: NbdClient) -> None:
         """End the tasks, then the kernel threads, and give every page back."""
@@ -351,7 +425,8 @@ class EmulatedClient:
             thread.cancel()
         await asyncio.gather(*self.kernel_threads, return_exceptions=True)
         self.edge.detach()
-        for bystander in self.sockets:
+        ends = Ends(interfaces, sum(backlog.frames for backlog in self._backlogs()))
+        for bystander in (self.canary, *self.bystanders):
             bystander.drain(self.netdev)
         self.receive_queue.purge()
         self.send_queue.purge()
@@ -359,7 +434,7 @@ class EmulatedClient:
         self.node.drop_caches()
         client.close()
         self.ledger.close_interval(_now())
-        self.say(Finished(self.plan.name, client_report(self, counters, memory, interfaces)))
+        self.say(Finished(self.plan.name, client_report(self, counters, memory, ends)))
 
     def _gauges(self) -> dict[str, int]:
         marks = self.plan.watermarks

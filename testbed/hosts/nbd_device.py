@@ -72,7 +72,10 @@ class NbdDevice:
         send_queue: TcpSendQueue,
         socket_memory: SocketMemory,
     ) -> None:
-        """`nbd_do_it`: take over a connection in its transmission phase and start to receive from it."""
+        """`nbd_do_it`: take over a connection in its transmission phase and start to receive from it.
+
+        Its socket stays SOCK_MEMALLOC for good: nothing here ever calls `sk_clear_memalloc`, as in 2012.
+        """
         self.client = client
         self.swap_io = swap_io
         self._request_list.bdi = swap_io.bdi
@@ -80,11 +83,8 @@ class NbdDevice:
         self.send_queue = send_queue
         self._read_before = client.bytes_received
         send_queue.write_seq = client.bytes_sent
-        sk = receive_queue.sk
-        sk.sk_allocation = GFP_NOIO
         if self.switches.nbd_memalloc:
-            socket_memory.sk_set_memalloc(sk)
-            sk.sk_allocation = GFP_NOIO | GFP_MEMALLOC
+            socket_memory.sk_set_memalloc(receive_queue.sk)
         asyncio.get_running_loop().add_reader(client.fileno(), self.receive)
 
     async def submit_write(self, pages: Sequence[Page], nice: int) -> None:
@@ -137,11 +137,14 @@ class NbdDevice:
         """Find memory for the request's bytes, then hand them to the real socket."""
         size = NBD_REQUEST_SIZE + (len(request.pages) * PAGE_SIZE if request.write else 0)
         self.thread_blocked_since = asyncio.get_running_loop().time()
+        saved = self.thread.pf_memalloc
         if self.switches.nbd_memalloc:
             self.pf_memalloc_sends += 1
             self.thread.pf_memalloc = True
+            self.send_queue.sk.sk_allocation = GFP_NOIO | GFP_MEMALLOC
         else:
             self.ordinary_sends += 1
+            self.send_queue.sk.sk_allocation = GFP_NOIO
         self.queue.popleft()
         self._handle += 1
         self.in_flight[self._handle] = request
@@ -150,7 +153,7 @@ class NbdDevice:
         try:
             await self.send_queue.tcp_sendmsg(size, self.thread, self._push_some)
         finally:
-            self.thread.pf_memalloc = False
+            self.thread.pf_memalloc = saved
         self.thread_blocked_since = None
         while not self._closed and not self._push():
             await self._wait_writable()
@@ -177,7 +180,12 @@ class NbdDevice:
             loop.remove_writer(self.client.fileno())
 
     def receive(self) -> None:
-        """Complete every request whose reply has arrived."""
+        """Complete every request whose reply has arrived; while nbd_thread owns the socket, wait for it."""
+        sk = self.receive_queue.sk
+        if sk.owner is not None:
+            asyncio.get_running_loop().remove_reader(self.client.fileno())
+            sk.on_release = self._receive_again
+            return
         try:
             replies = self.client.receive()
         except NbdError as error:
@@ -188,6 +196,11 @@ class NbdDevice:
         self._read_before = received
         for handle, error_number in replies:
             self._complete(self.in_flight.pop(handle), error_number)
+
+    def _receive_again(self) -> None:
+        if not self._closed:
+            asyncio.get_running_loop().add_reader(self.client.fileno(), self.receive)
+            self.tcp_ack()
 
     def tcp_ack(self) -> None:
         """TCP may have taken in acknowledgements: free the send memory they cover, and send what the socket had no room

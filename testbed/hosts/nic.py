@@ -2,7 +2,8 @@
 
 Two packet rings: one on the wire's veth, one on the veth whose other end is the host's own eth0. A frame that the
 model drops is simply not passed on, so the real stack, and a real TCP, never sees it. Outgoing control packets need
-memory too, so they are dropped when the model finds none; outgoing data was paid for when it was queued.
+memory too, so they are dropped when the model finds none; outgoing data was paid for when it was queued, but to send
+it again takes a clone.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import asyncio
 import numpy as np
 import numpy.typing as npt
 
-from testbed.hosts.classifier import FEW, IPPROTO_TCP, Classifier, column
-from testbed.hosts.control_packets import transmit_control
+from testbed.hosts.classifier import IPPROTO_TCP, Classifier
+from testbed.hosts.control_packets import ControlPackets
 from testbed.hosts.ledger import Ledger
+from testbed.hosts.outgoing import Outgoing
 from testbed.hosts.segment import kept_segments
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender
-from testbed.net.dev import DELIVERED, ETH_P_IP, NetDevice, RxBatch
+from testbed.net.dev import DELIVERED, HeldFrame, NetDevice, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
 
@@ -34,7 +36,8 @@ GSO_BUDGET = 256
 WIRE_SLOTS = 4096
 GSO_WIRE_SLOTS = 1024
 INNER_SLOTS = 256
-SWAP_DATA, SWAP_CONTROL, OTHER = range(3)
+IP_PROTOCOL_AT = 23
+"""Offset of the IPv4 protocol number in a frame."""
 NO_FRAMES = np.zeros(0, np.intp)
 
 
@@ -67,9 +70,10 @@ class Nic:
         self.device = device
         self.classifier = classifier
         self.ledger = ledger
-        self.swap_sk = swap_sk
-        self._server_port = server_port
+        self._control = ControlPackets(device, swap_sk, ledger)
+        self._outgoing = Outgoing(classifier.layout, server_port)
         self.on_swap_frames = _nothing
+        device.pass_on = self._pass_on
         loop = asyncio.get_running_loop()
         loop.add_reader(self.wire_ring.fileno(), self.receive)
         loop.add_reader(self.inner_ring.fileno(), self.transmit)
@@ -105,6 +109,8 @@ class Nic:
             self.host_frames += self.to_host.send(block, chosen)
         for index, kept in batch.cut.items():
             self._send_cut(block, batch, index if indices is None else int(indices[index]), index, kept)
+        for index, held in batch.held.items():
+            held.data = bytes(block.frame(index if indices is None else int(indices[index])))
         if batch.end_seq is not None:
             self.on_swap_frames()
 
@@ -113,14 +119,22 @@ class Nic:
         frames = kept_segments(bytes(block.frame(number)), batch.gso_size[index], kept)
         self.host_frames += self.to_host.send_bytes(frames)
 
+    def _pass_on(self, held: HeldFrame) -> None:
+        """A frame has left the backlog of its socket. With offloads its checksum is not complete yet."""
+        whole = len(held.kept) == 1
+        if held.data[IP_PROTOCOL_AT] == IPPROTO_TCP and (self.gso or not whole):
+            frames = kept_segments(held.data, len(held.data) if whole else held.gso_size, held.kept)
+        else:
+            frames = [held.data]
+        self.host_frames += self.to_host.send_bytes(frames)
+
     def transmit(self) -> None:
         """Frames that the real stack wants to send."""
         block = self.inner_ring.ready(self._budget)
         if block is None:
             return
-        kinds = self._outgoing_few(block) if block.count <= FEW else self._outgoing_many(block)
-        owners = ((SWAP_CONTROL, self.swap_sk), (OTHER, None))
-        refused = {kind for kind, sk in owners if not self._control_packets(kinds, kind, sk)}
+        kinds = self._outgoing.kinds(block)
+        refused = {kind for kind in set(kinds) if not self._control.has_memory(kind, kinds.count(kind))}
         if refused:
             sent = np.array([index for index, kind in enumerate(kinds) if kind not in refused], np.intp)
             self.to_wire.send(block, sent)
@@ -129,30 +143,6 @@ class Nic:
             self.to_wire.send(block)
             self.device.netstat.tx_packets += block.count
         self.inner_ring.release(block)
-
-    def _outgoing_few(self, block: FrameBlock) -> list[int]:
-        """What each frame of a block is: data of the swap connection, one of its control packets, or another's."""
-        kinds = []
-        for fields in block.unpacked(self.classifier.layout):
-            _, _, _, _, _, _, protocol, total, ip_protocol, _, ports, _, offset, _ = fields
-            swap = protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port
-            kinds.append((SWAP_DATA if total > 20 + (offset >> 4 << 2) else SWAP_CONTROL) if swap else OTHER)
-        return kinds
-
-    def _outgoing_many(self, block: FrameBlock) -> list[int]:
-        """`_outgoing_few` by columns."""
-        headers = block.headers
-        is_ip = column(headers, 12, ">u2") == ETH_P_IP
-        swap = is_ip & (headers[:, 23] == IPPROTO_TCP) & (column(headers, 36, ">u2") == self._server_port)
-        header = 20 + ((headers[:, 46] >> 4).astype(np.int64) << 2)
-        data = column(headers, 16, ">u2").astype(np.int64) > header
-        kinds: list[int] = np.where(swap, np.where(data, SWAP_DATA, SWAP_CONTROL), OTHER).tolist()
-        return kinds
-
-    def _control_packets(self, kinds: list[int], kind: int, sk: Sock | None) -> bool:
-        """Do the frames of a kind find memory?"""
-        count = kinds.count(kind)
-        return not count or transmit_control(self.device, count, sk)
 
     def wire_rx_packets(self) -> int:
         """Packets that the kernel itself has counted on the wire's veth since the ring was opened."""

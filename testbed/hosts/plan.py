@@ -7,10 +7,12 @@ from typing import Literal
 
 from testbed.mm.watermarks import PAGE_SHIFT, Watermarks
 from testbed.mm.zone_layout import lowmem_reserve, zone_spans
+from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
 from testbed.rules import V9, Rules
 
-Reader = Literal["prompt", "faulting", "never"]
+Reader = Literal["prompt", "faulting", "corked", "never"]
+BystanderProtocol = Literal["udp", "tcp"]
 SlabAllocator = Literal["slub", "slab"]
 ZoneLayout = Literal["normal", "x86_64", "i386"]
 
@@ -62,11 +64,12 @@ class ServerPlan:
 
 @dataclass(frozen=True, slots=True)
 class BystanderPlan:
-    """One unrelated UDP socket and its receive-buffer limit in bytes."""
+    """One unrelated socket and its receive-buffer limit in bytes."""
 
     port: int
     buffer: int
     reader: Reader
+    protocol: BystanderProtocol = "udp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,8 @@ class ClientPlan:
 
     From `rules` on it is said which kernel it runs, with which slab allocator and NIC driver, how its memory is laid
     out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
-    segments of a GSO frame are merged again.
+    segments of a GSO frame are merged again. `udp_mem` and `tcp_mem` are in pages, None for the kernel's own;
+    `neighbour_timeout` is in seconds, None for neighbour entries that last.
     """
 
     name: str
@@ -117,6 +121,9 @@ class ClientPlan:
     tap: int | None = None
     gro: bool = False
     trace: TracePlan | None = None
+    udp_mem: Mem | None = None
+    tcp_mem: Mem | None = None
+    neighbour_timeout: float | None = None
 
     @property
     def scarce(self) -> int:

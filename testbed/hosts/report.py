@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from testbed.hosts.witnesses import witnesses
@@ -12,17 +13,31 @@ from testbed.net.drop_reason import DropReason
 if TYPE_CHECKING:
     from testbed.hosts.emulated_client import EmulatedClient
 
-UNRELATED_ENDS = (DropReason.DELIVERED, DropReason.PFMEMALLOC, DropReason.SOCKET_RCVBUFF)
+UNRELATED_ENDS = (
+    DropReason.DELIVERED,
+    DropReason.PFMEMALLOC,
+    DropReason.SOCKET_RCVBUFF,
+    DropReason.SOCKET_BACKLOG,
+    DropReason.PROTO_MEM,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where frames stood at the end: packets as both sides of the model count them, and frames still in a backlog."""
+
+    interfaces: Mapping[str, int]
+    pending: int
 
 
 def client_report(
-    client: EmulatedClient, counters: Mapping[str, int], memory: Mapping[str, int], interfaces: Mapping[str, int]
+    client: EmulatedClient, counters: Mapping[str, int], memory: Mapping[str, int], ends: Ends
 ) -> dict[str, Any]:
     """The report; what is passed in was read before everything was given back."""
     progress = client.progress
     return {
         "counters": dict(counters),
-        "frames": _frames(client),
+        "frames": _frames(client, ends.pending),
         "swap": _swap(client, counters),
         "memory": dict(memory),
         "workload": {
@@ -35,7 +50,7 @@ def client_report(
             "corrupt": progress.corrupt,
         },
         "pages_leaked": client.node.pages_leaked(),
-        "interfaces": dict(interfaces),
+        "interfaces": dict(ends.interfaces),
         "sockets": {
             bystander.sk.name: {
                 "delivered": client.ledger.count(reason=DropReason.DELIVERED, socket=bystander.sk.name),
@@ -43,6 +58,11 @@ def client_report(
             }
             for bystander in client.sockets
         },
+        "streams": {
+            listener.name: {"connections": len(listener.connections), "received": listener.received}
+            for listener in client.listeners
+        },
+        "panic": client.panic,
         "witnesses": witnesses(
             counters, client.netstat, (client.device.pf_memalloc_sends, client.device.ordinary_sends)
         ),
@@ -51,9 +71,9 @@ def client_report(
     }
 
 
-def _frames(client: EmulatedClient) -> dict[str, Any]:
+def _frames(client: EmulatedClient, pending: int) -> dict[str, Any]:
     ledger = client.ledger
-    names = [bystander.sk.name for bystander in client.sockets]
+    names = {sk.name for sk in client.unrelated}
     unrelated = {
         reason: sum(ledger.count(reason=reason, socket=name, pfmemalloc=True) for name in names)
         for reason in UNRELATED_ENDS
@@ -62,7 +82,7 @@ def _frames(client: EmulatedClient) -> dict[str, Any]:
         "received": client.edge.received,
         "delivered": ledger.count(reason=DropReason.DELIVERED),
         "dropped": ledger.dropped(),
-        "pending": 0,
+        "pending": pending,
         "unrelated_pfmemalloc": sum(unrelated.values()),
         "unrelated_pfmemalloc_delivered": unrelated[DropReason.DELIVERED],
         "unrelated_pfmemalloc_dropped": unrelated[DropReason.PFMEMALLOC],

@@ -22,6 +22,7 @@ from testbed.hosts.messages import Shutdown
 from testbed.hosts.nic import Nic
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.real_buffer import enlarge
+from testbed.hosts.tcp_bystander import tcp_listener
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
@@ -102,6 +103,10 @@ class RealEdge:
         """A real UDP socket."""
         return udp_socket(address, port, rcvbuf)
 
+    def tcp_listener(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+        """A real listening socket."""
+        return tcp_listener(address, port, rcvbuf)
+
     def attach(self, client: EmulatedClient) -> None:
         """Let the rings' frames into the model."""
         self._client = client
@@ -112,6 +117,7 @@ class RealEdge:
             client.receive_queue,
             {bystander.port: bystander.sk for bystander in client.sockets},
             gso=plan.gso,
+            listeners={listener.port: listener.connection_request for listener in client.listeners},
         )
         self.nic.attach(client.netdev, self._classifier, client.ledger, client.swap_sk, plan.swap.port)
 
@@ -151,7 +157,7 @@ class RealEdge:
         """
         client = self._client
         client.device.tcp_ack()
-        if client.send_queue.wmem_queued and self._ack_timer is None:
+        if client.swap_sk.wmem_queued and self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(ACK_POLL_S, self._look_again)
 
     def _look_again(self) -> None:

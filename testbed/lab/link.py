@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_NEWADDR, RTM_NEWLINK, RTM_NEWNEIGH
 
 from testbed.lab.errors import LabError, lab_error
-from testbed.lab.namespace import UP, NetworkNamespace, switch_ipv6_off
+from testbed.lab.namespace import UP, NetworkNamespace, switch_ipv6_off, write_setting
 from testbed.lab.rtnetlink import CREATE, REPLACE, Request
 
 End = tuple[NetworkNamespace, str]
@@ -223,6 +223,23 @@ def add_permanent_neighbour(namespace: NetworkNamespace, ifname: str, address: s
         raise LabError(f"{address!r} is not an IP address: write one like 10.1.2.3") from error
     doing = f"adding neighbour {address} on {ifname}"
     namespace.route.request([Request(RTM_NEWNEIGH, doing, fields, values, REPLACE)])
+
+
+def set_neighbour_timeout(namespace: NetworkNamespace, ifname: str, seconds: float) -> None:
+    """Have the interface's ARP entries go stale `seconds` after they were confirmed, and be probed at once then.
+
+    It is used until it has failed, three unanswered probes and as many seconds later (ip-sysctl.rst, neigh/*).
+    Raises LabError.
+    """
+    milliseconds = str(max(1, round(seconds * 1000)))
+    settings = {
+        "base_reachable_time_ms": milliseconds,
+        "gc_stale_time": str(max(1, round(seconds))),
+        "delay_first_probe_time": "0",
+    }
+    with namespace.entered():
+        for name, value in settings.items():
+            write_setting(f"ipv4/neigh/{ifname}/{name}", value.encode())
 
 
 def disable_ipv6(namespace: NetworkNamespace, ifname: str) -> None:

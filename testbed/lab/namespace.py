@@ -80,7 +80,7 @@ class NetworkNamespace:
         try:
             if not ipv6:
                 switch_ipv6_off("default")
-            _write_setting("ipv4/tcp_orphan_retries", _ORPHAN_RETRIES)
+            write_setting("ipv4/tcp_orphan_retries", _ORPHAN_RETRIES)
             namespace.route.request([_LOOPBACK_UP])
         except BaseException:
             namespace.close()
@@ -237,11 +237,14 @@ def _poll(deadline: float, done: Any, complaint: object) -> None:
 
 def switch_ipv6_off(which: str) -> None:
     """For one interface, or "default" for those to come, of the calling thread's namespace."""
-    _write_setting(f"ipv6/conf/{which}/disable_ipv6", b"1")
+    write_setting(f"ipv6/conf/{which}/disable_ipv6", b"1")
 
 
-def _write_setting(name: str, value: bytes) -> None:
-    """Of the calling thread's namespace; what this kernel does not have needs no setting."""
+def write_setting(name: str, value: bytes) -> None:
+    """Write /proc/sys/net/`name` of the calling thread's namespace; what this kernel does not have needs no setting.
+
+    Raises LabError.
+    """
     try:
         fd = os.open(f"/proc/sys/net/{name}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:

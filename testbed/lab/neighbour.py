@@ -1,4 +1,4 @@
-"""A host that only makes noise: several floods at once, and the canary, under command of the runner.
+"""A host that only makes noise: several floods and TCP streams at once, and the canary, under command of the runner.
 
 `flood_main` is the main of a HostProcess. It says Ready with its templates built, a Sample ten times a second, and
 sends nothing before it is told to. The canary goes through an ordinary UDP socket, as any program's traffic would.
@@ -19,6 +19,7 @@ from multiprocess.connection import Connection
 from testbed.hosts.messages import Event, Finished, Ready, Sample, SendCanary, Shutdown, StartFlood, StopFlood
 from testbed.lab.errors import LabError, lab_error
 from testbed.lab.flood import TICK_S, Flood
+from testbed.lab.stream import Stream, StreamProfile
 from testbed.lab.templates import Endpoints, build
 
 SAMPLE_EVERY_S = 0.1
@@ -61,6 +62,7 @@ class FloodSpec:
     floods: Sequence[FloodProfile] = ()
     canary: CanaryProfile | None = None
     seed: int = 0
+    streams: Sequence[StreamProfile] = ()
 
 
 def flood_main(channel: Connection, spec: FloodSpec) -> None:
@@ -68,7 +70,8 @@ def flood_main(channel: Connection, spec: FloodSpec) -> None:
     with contextlib.ExitStack() as stack:
         floods = [stack.enter_context(_flood(spec, number)) for number in range(len(spec.floods))]
         canary = None if spec.canary is None else stack.enter_context(contextlib.closing(Canary(spec.canary)))
-        _Neighbour(channel, spec.host, floods, canary).run()
+        streams = [stack.enter_context(contextlib.closing(Stream(profile))) for profile in spec.streams]
+        _Neighbour(channel, spec.host, floods, streams, canary).run()
 
 
 def _flood(spec: FloodSpec, number: int) -> Flood:
@@ -132,10 +135,13 @@ class Canary:
 
 
 class _Neighbour:
-    def __init__(self, channel: Connection, host: str, floods: list[Flood], canary: Canary | None) -> None:
+    def __init__(
+        self, channel: Connection, host: str, floods: list[Flood], streams: list[Stream], canary: Canary | None
+    ) -> None:
         self._channel = channel
         self._host = host
         self._floods = floods
+        self._streams = streams
         self._canary = canary
         self._flooding = False
 
@@ -160,6 +166,7 @@ class _Neighbour:
         wake = float("inf")
         if self._flooding:
             wake = min([flood.step(now) for flood in self._floods], default=wake)
+            wake = min([stream.step(now) for stream in self._streams], default=wake)
         if self._canary is not None:
             if self._canary.step(now):
                 self._say("canary_sent", {"sent": self._canary.sent, "refused": self._canary.refused})
@@ -188,6 +195,8 @@ class _Neighbour:
         if not self._flooding:
             for flood in self._floods:
                 flood.restart()
+            for stream in self._streams:
+                stream.start()
             self._flooding = True
             self._say("flood_started", {})
 
@@ -205,6 +214,7 @@ class _Neighbour:
         counters = self._counters()
         return {"sent": counters["flood_sent"], "lost": counters["flood_lost"], "pps": counters["flood_pps"]} | {
             "each": [{"sent": flood.sent, "lost": flood.lost, "pps": flood.pps} for flood in self._floods],
+            "streams": [stream.report() for stream in self._streams],
             "canary_sent": counters.get("canary_sent", 0),
         }
 

@@ -8,8 +8,9 @@ receive buffer, queue. Each frame ends in exactly one `DropReason`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
 from testbed.net.drop_reason import DropReason
 from testbed.net.gro import merge
+from testbed.net.sk_mem import sk_rmem_schedule_all
 from testbed.net.skbuff import SkbColumns, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -44,6 +46,10 @@ UNHANDLED_PROTO = int(DropReason.UNHANDLED_PROTO)
 SOCKET_RCVBUFF = int(DropReason.SOCKET_RCVBUFF)
 RX_MISSED = int(DropReason.RX_MISSED)
 RX_NOMEM = int(DropReason.RX_NOMEM)
+SOCKET_BACKLOG = int(DropReason.SOCKET_BACKLOG)
+PROTO_MEM = int(DropReason.PROTO_MEM)
+HELD = -1
+"""In place of a verdict: the frame waits in the backlog of a socket that a task owns."""
 
 Receiver = Sock | TcpReceiveQueue | None
 """Who a frame is for: a datagram socket, a TCP socket, or None for the stack itself (ARP, ICMP, no socket)."""
@@ -63,16 +69,39 @@ class Kind(NamedTuple):
     name: str
 
 
+class HeldFrame:
+    """A frame in a socket's backlog. `kept` says, once nothing of it is waiting, which of its segments got through.
+
+    `data` is for whoever hands frames on: what they need for this one, to be kept until then.
+    """
+
+    __slots__ = ("data", "gso_size", "kept", "waiting")
+
+    def __init__(self, segments: int, gso_size: int) -> None:
+        self.kept = [False] * segments
+        self.gso_size = gso_size
+        self.waiting = 0
+        self.data: Any = None
+
+
+class HeldSegments(NamedTuple):
+    """Those segments of a held frame that one skb stands for, and the name their end is counted under."""
+
+    frame: HeldFrame
+    numbers: slice
+    name: str
+
+
 class RxBatch:
     """Frames in order of arrival: frame i is of the kind `kinds[codes[i]]`. The lists have one entry for each frame.
 
     `segments` is how many wire frames a GSO frame stands for and `gso_size` the bytes of data in each but the last;
     `end_seq` the stream offset at which a TCP frame's data ends. `lengths` are the frames' own, bytes, if the driver
-    copies short ones. The receive path fills `verdicts`, and `cut` for a
-    GSO frame of which only some segments (True) got through.
+    copies short ones. The receive path fills `verdicts`, `cut` for a GSO frame of which only some segments (True) got
+    through, and `held` for a frame that went to a backlog.
     """
 
-    __slots__ = ("codes", "cut", "end_seq", "gso_size", "kinds", "lengths", "segments", "verdicts")
+    __slots__ = ("codes", "cut", "end_seq", "gso_size", "held", "kinds", "lengths", "segments", "verdicts")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -99,6 +128,7 @@ class RxBatch:
         self.lengths: Sequence[int] | None = None
         self.verdicts: list[int] = []
         self.cut: dict[int, list[bool]] = {}
+        self.held: dict[int, HeldFrame] = {}
 
     @classmethod
     def of_kinds(cls, codes: npt.NDArray[np.intp], kinds: list[Kind]) -> RxBatch:
@@ -109,6 +139,15 @@ class RxBatch:
 
     def __len__(self) -> int:
         return len(self.codes)
+
+    def hold(self, index: int, followers: int, count: int) -> HeldSegments:
+        """`count` segments of frame `index`, after which `followers` more come, about to go to a backlog."""
+        frame = self.held.get(index)
+        if frame is None:
+            segments = 1 if self.segments is None else self.segments[index]
+            frame = self.held[index] = HeldFrame(segments, 0 if self.gso_size is None else self.gso_size[index])
+        end = len(frame.kept) - followers
+        return HeldSegments(frame, slice(end - count, end), self.kinds[self.codes[index]].name)
 
 
 class NetDevice:
@@ -154,6 +193,10 @@ class NetDevice:
         self.softirq.serving_softirq = True
         self.last_pfmemalloc = False
         """The last skb that reached a SOCK_MEMALLOC socket lay in reserve memory: its ACK is sent with PF_MEMALLOC."""
+        self.stack_pfmemalloc = False
+        """The last skb for the stack itself lay in reserve memory: its answer is sent with PF_MEMALLOC."""
+        self.pass_on: Callable[[HeldFrame], None] = _nothing
+        """Told of each held frame of which something got through, once it has left the backlog."""
         self._tally = tally
         self._counts: Tally = {}
 
@@ -239,8 +282,9 @@ class NetDevice:
         return True
 
     def _judge(self, groups: list[Group]) -> list[int] | None:
-        """The one verdict for all frames of each group; None if a group would have two."""
+        """The one verdict for all frames of each group; None if a group would have two, or their order matters."""
         takers: set[Sock] = set()
+        sizes: dict[Sock, int] = {}
         verdicts = []
         for kind, pfmemalloc, count in groups:
             receiver = kind.receiver
@@ -248,7 +292,7 @@ class NetDevice:
                 verdicts.append(UNHANDLED_PROTO)
             elif receiver is None:
                 verdicts.append(DELIVERED)
-            elif not isinstance(receiver, Sock):
+            elif not isinstance(receiver, Sock) or receiver.owner is not None:
                 return None
             elif pfmemalloc and not receiver.memalloc and self.switches.skb_pfmemalloc:
                 verdicts.append(PFMEMALLOC)
@@ -257,8 +301,10 @@ class NetDevice:
                 if 0 < room < count or receiver in takers:
                     return None
                 takers.add(receiver)
+                if room and receiver.prot is not None:
+                    sizes[receiver] = count * self.ring.truesize
                 verdicts.append(DELIVERED if room else SOCKET_RCVBUFF)
-        return verdicts
+        return verdicts if not sizes or sk_rmem_schedule_all(sizes) else None
 
     def _settle(self, group: Group, verdict: int, skbs: SkbColumns) -> None:
         """Count a group's frames, and queue `skbs` if a socket takes them."""
@@ -275,8 +321,10 @@ class NetDevice:
             netstat.InErrors += count
         elif isinstance(receiver, Sock):
             netstat.InDatagrams += count
-            receiver.rmem_alloc += count * skbs.truesize
+            receiver.skb_set_owner_r(count * skbs.truesize)
             receiver.receive_queue.extend(skbs)
+        else:
+            self.stack_pfmemalloc = pfmemalloc
         self._count(verdict, name, pfmemalloc, count)
 
     def _receive_each(self, batch: RxBatch) -> None:
@@ -354,6 +402,8 @@ class NetDevice:
         filtered = reserve and not queue.sk.memalloc and self.switches.skb_pfmemalloc
         listed = kind.protocol in self._protocols
         if first_end <= queue.copied_seq or wanted * ring.truesize > room or filtered or not listed:
+            return False
+        if queue.sk.owner is not None or not queue.sk.sk_rmem_schedule_whole(wanted * ring.truesize):
             return False
         self.netstat.rx_packets += wanted
         self._count_reserve(reserve)
@@ -441,7 +491,8 @@ class NetDevice:
         else:
             verdict = self._deliver_skb(skb, batch, index, followers)
         self.softirq.pf_memalloc = pflags
-        self._count(verdict, kind.name, pfmemalloc, frames)
+        if verdict != HELD:
+            self._count(verdict, kind.name, pfmemalloc, frames)
         return verdict
 
     def _deliver_to_taps(self, skb: SkBuff, reserve: bool) -> None:
@@ -474,11 +525,45 @@ class NetDevice:
         if protocol not in self._protocols and not bound:
             return self._unhandled(skb)
         if receiver is None:
+            self.stack_pfmemalloc = skb.pfmemalloc
             self.skb_memory.kfree_skb(skb)
             return DELIVERED
         if isinstance(receiver, Sock):
-            return self._sock_queue_rcv_skb(receiver, skb)
+            return self._udp_queue_rcv_skb(receiver, skb, batch, index)
         return self._tcp_v4_rcv(receiver, skb, batch, index, followers)
+
+    def _udp_queue_rcv_skb(self, sk: Sock, skb: SkBuff, batch: RxBatch, index: int) -> int:
+        """`udp_queue_rcv_skb`: the filter comes only after the backlog."""
+        if sk.owner is None:
+            return self._sock_queue_rcv_skb(sk, skb)
+        segments = batch.hold(index, 0, skb.gso_segs)
+        verdict = self._sk_add_backlog(sk, skb, sk.rcvbuf, segments, partial(self._sock_queue_rcv_skb, sk))
+        self.netstat.InErrors += verdict != HELD
+        self.netstat.RcvbufErrors += verdict == SOCKET_BACKLOG
+        return verdict
+
+    def _sk_add_backlog(
+        self, sk: Sock, skb: SkBuff, limit: int, segments: HeldSegments, rcv: Callable[[SkBuff], int]
+    ) -> int:
+        """`sk_add_backlog`: HELD, or why the skb was dropped. `rcv` gives its verdict once the socket is free."""
+
+        def backlog_rcv(waiting: SkBuff) -> None:
+            pfmemalloc, count = waiting.pfmemalloc, waiting.gso_segs
+            verdict = rcv(waiting)
+            self._tally({(verdict, segments.name, pfmemalloc): count})
+            frame = segments.frame
+            frame.kept[segments.numbers] = [verdict == DELIVERED] * count
+            frame.waiting -= 1
+            if not frame.waiting and any(frame.kept):
+                self.pass_on(frame)
+
+        refused = self.socket_memory.sk_add_backlog(sk, skb, limit, backlog_rcv)
+        if refused is None:
+            segments.frame.waiting += 1
+            return HELD
+        self.netstat.PFMemallocDrop += skb.gso_segs if refused == PFMEMALLOC else 0
+        self.skb_memory.kfree_skb(skb)
+        return int(refused)
 
     def _sock_queue_rcv_skb(self, sk: Sock, skb: SkBuff) -> int:
         """`sock_queue_rcv_skb` of a datagram socket: filter, receive buffer, queue."""
@@ -492,13 +577,18 @@ class NetDevice:
             netstat.InErrors += 1
             self.skb_memory.kfree_skb(skb)
             return SOCKET_RCVBUFF
+        if not sk.sk_rmem_schedule(skb.truesize, skb.pfmemalloc):
+            netstat.MemErrors += 1
+            netstat.InErrors += 1
+            self.skb_memory.kfree_skb(skb)
+            return PROTO_MEM
         netstat.InDatagrams += 1
-        sk.rmem_alloc += skb.truesize
+        sk.skb_set_owner_r(skb.truesize)
         sk.receive_queue.append(skb)
         return DELIVERED
 
     def _tcp_v4_rcv(self, queue: TcpReceiveQueue, skb: SkBuff, batch: RxBatch, index: int, followers: int) -> int:
-        """`tcp_v4_rcv`: filter, receive buffer, queue until the reader has copied the data."""
+        """`tcp_v4_rcv`: filter, then the backlog of a socket that a task owns, else the socket itself."""
         if not self.socket_memory.sk_filter(queue.sk, skb):
             self.netstat.PFMemallocDrop += skb.gso_segs
             self.skb_memory.kfree_skb(skb)
@@ -506,10 +596,28 @@ class NetDevice:
         end_seq = batch.end_seq[index] if batch.end_seq is not None else 0
         if followers and batch.gso_size is not None:
             end_seq -= followers * batch.gso_size[index]
-        if end_seq > queue.copied_seq and queue.sk.rmem_alloc + skb.truesize > queue.sk.rcvbuf:
+        sk = queue.sk
+        if sk.owner is None:
+            return self._tcp_v4_do_rcv(queue, end_seq, skb)
+        segments = batch.hold(index, followers, skb.gso_segs)
+        rcv = partial(self._tcp_v4_do_rcv, queue, end_seq)
+        verdict = self._sk_add_backlog(sk, skb, sk.rcvbuf + sk.sndbuf, segments, rcv)
+        self.netstat.TCPBacklogDrop += skb.gso_segs if verdict == SOCKET_BACKLOG else 0
+        return verdict
+
+    def _tcp_v4_do_rcv(self, queue: TcpReceiveQueue, end_seq: int, skb: SkBuff) -> int:
+        """`tcp_v4_do_rcv`: receive buffer, the protocol's memory, queue until the reader has copied the data."""
+        sk = queue.sk
+        verdict = DELIVERED
+        if end_seq > queue.copied_seq:
+            if sk.rmem_alloc + skb.truesize > sk.rcvbuf:
+                verdict = SOCKET_RCVBUFF
+            elif not sk.sk_rmem_schedule(skb.truesize, skb.pfmemalloc):
+                verdict = PROTO_MEM
+        if verdict != DELIVERED:
             self.netstat.TCPRcvQDrop += skb.gso_segs
             self.skb_memory.kfree_skb(skb)
-            return SOCKET_RCVBUFF
+            return verdict
         self.last_pfmemalloc = skb.pfmemalloc
         queue.tcp_queue_rcv(skb, end_seq)
         return DELIVERED
@@ -518,7 +626,7 @@ class NetDevice:
         """The application has read `count` datagrams: free their skbs (`skb_free_datagram`)."""
         popleft = sk.receive_queue.popleft
         skbs = [popleft() for _ in range(count)]
-        sk.rmem_alloc -= sum([skb.truesize for skb in skbs])
+        sk.sock_rfree(sum([skb.truesize for skb in skbs]))
         self.skb_memory.kfree_skbs(skbs)
 
     def close(self) -> None:
@@ -531,3 +639,7 @@ class NetDevice:
 
 def _is_queued(kind: Kind, verdict: int) -> bool:
     return verdict == DELIVERED and kind.receiver is not None
+
+
+def _nothing(_held: HeldFrame) -> None:
+    return

@@ -23,6 +23,10 @@ class DropReason(IntEnum):
     """Outgoing: no memory for the skb."""
     RX_NOMEM = 7
     """No memory for the skb that a driver copies a short frame into."""
+    SOCKET_BACKLOG = 8
+    """A task owns the socket, and what waits for it is more than the socket may hold (`sk_add_backlog`)."""
+    PROTO_MEM = 9
+    """All sockets of the protocol together hold what udp_mem or tcp_mem allows (`sk_rmem_schedule`)."""
 
 
 SITES: dict[DropReason, str] = {
@@ -34,5 +38,7 @@ SITES: dict[DropReason, str] = {
     DropReason.OTHERHOST: "eth_type_trans",
     DropReason.TX_NOMEM: "alloc_skb",
     DropReason.RX_NOMEM: "netdev_alloc_skb",
+    DropReason.SOCKET_BACKLOG: "sk_add_backlog",
+    DropReason.PROTO_MEM: "sk_rmem_schedule",
 }
 """The place in the kernel that each end is named after."""

@@ -24,7 +24,12 @@ class NetStat:
     InDatagrams: int = 0
     InErrors: int = 0
     RcvbufErrors: int = 0
+    MemErrors: int = 0
+    """Datagrams beyond udp_mem."""
     TCPRcvQDrop: int = 0
+    """Segments beyond a TCP socket's receive buffer, or beyond tcp_mem."""
+    TCPBacklogDrop: int = 0
+    """Segments that found neither their socket free nor room in its backlog."""
     rx_skb_pfmemalloc: int = 0
     """Receive buffers whose data came from the reserve (patch 09)."""
     rx_skb_reserve_refused: int = 0
@@ -49,6 +54,12 @@ class NetStat:
     sk_allocation_missing: int = 0
     tx_skb_alloc_failed: int = 0
     """Frames the stack wanted to send that found no memory for their skb (an ACK, an ARP or ICMP reply)."""
+    RetransSegs: int = 0
+    """Segments of the swap connection that were to be sent again."""
+    TCPRetransFail: int = 0
+    """Those of them that found no memory for their clone."""
+    arp_solicits: int = 0
+    """ARP requests that the stack wanted to send."""
     tx_packets: int = 0
 
     def snapshot(self) -> dict[str, int]:

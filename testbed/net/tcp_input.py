@@ -31,12 +31,12 @@ class TcpReceiveQueue:
             self.skb_memory.kfree_skb(skb)
             return
         self._push(end_seq, 0, skb)
-        self.sk.rmem_alloc += skb.truesize
+        self.sk.skb_set_owner_r(skb.truesize)
 
     def tcp_queue_segments(self, skbs: SkbColumns, first_end: int, step: int) -> None:
         """Queue the segments of a GSO frame, not read yet: the first's data ends at `first_end`, each `step` on."""
         self._push(first_end, step, skbs)
-        self.sk.rmem_alloc += len(skbs) * skbs.truesize
+        self.sk.skb_set_owner_r(len(skbs) * skbs.truesize)
 
     def _push(self, first_end: int, step: int, skbs: SkbColumns | SkBuff) -> None:
         self._serial += 1
@@ -65,15 +65,15 @@ class TcpReceiveQueue:
         self._free_columns(done)
 
     def _free_columns(self, skbs: SkbColumns) -> None:
-        self.sk.rmem_alloc -= len(skbs) * skbs.truesize
+        self.sk.sock_rfree(len(skbs) * skbs.truesize)
         self.skb_memory.kfree_columns(skbs)
 
     def _free(self, skb: SkBuff) -> None:
-        self.sk.rmem_alloc -= skb.truesize
+        self.sk.sock_rfree(skb.truesize)
         self.skb_memory.kfree_skb(skb)
 
     def purge(self) -> None:
-        """The socket is closed: free everything."""
+        """The socket is closed: free what is queued. What a task keeps in the backlog comes here when it lets go."""
         for _, _, _, skbs in sorted(self._queue, key=lambda entry: entry[:2]):
             for skb in [skbs] if isinstance(skbs, SkBuff) else skbs:
                 self._free(skb)

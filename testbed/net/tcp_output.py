@@ -7,8 +7,9 @@ socket's sk_allocation; ACKs and other control packets with GFP_ATOMIC through s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_NOWARN
 from testbed.mm.page import Page
@@ -17,7 +18,10 @@ from testbed.mm.slab_common import Slab
 from testbed.mm.wait import WaitQueue
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.skbuff import SkbMemory
+from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
+
+T = TypeVar("T")
 
 MAX_TCP_HEADER = 192
 MAX_SKB_PAGES = 16
@@ -51,8 +55,7 @@ class TcpSendQueue:
         self.skb_memory = skb_memory
         self.page_alloc = skb_memory.node.page_alloc
         self.linear_cache = skb_memory.node.kmalloc_cache(MAX_TCP_HEADER + 320)
-        self.sndbuf = sndbuf
-        self.wmem_queued = 0
+        sk.sndbuf = sndbuf
         self.write_seq = 0
         self.sk_wmem_wait = WaitQueue(self.page_alloc.run_queue)
         self._queue: deque[TxSkb] = deque()
@@ -60,12 +63,12 @@ class TcpSendQueue:
     async def tcp_sendmsg(self, size: int, current: Task, push: Callable[[], None]) -> None:
         """Take the memory to queue `size` bytes: waits for send buffer space and, if it must, for memory.
 
-        Before any wait `push` is called, to send what has its memory already. A request that fails (only a
-        PF_MEMALLOC caller's can) is repeated later (`sk_stream_wait_memory`).
+        Before any wait `push` is called, to send what has its memory already. A request that fails (a PF_MEMALLOC
+        caller's, or one beyond tcp_mem) is repeated later (`sk_stream_wait_memory`).
         """
         end = self.write_seq + size
         while self.write_seq < end:
-            while self.wmem_queued >= self.sndbuf:
+            while self.sk.wmem_queued >= self.sk.sndbuf:
                 push()
                 await self.sk_wmem_wait.wait(nice=current.nice)
             if not await self._add_skb(min(end - self.write_seq, MAX_SKB_PAGES * PAGE_SIZE), current, push):
@@ -74,8 +77,12 @@ class TcpSendQueue:
     async def _add_skb(self, size: int, current: Task, push: Callable[[], None]) -> bool:
         """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data.
 
-        Only for its first page does it wait: an skb that has some data goes out before that.
+        Only for its first page does it wait: an skb that has some data goes out before that. It owns the socket
+        while it waits, so that acknowledgements, which would give memory back, end in the backlog.
         """
+        size = self._sk_wmem_schedule(size)
+        if not size:
+            return False
         gfp_mask = self.sk.sk_allocation
         objects: list[Slab] = []
         pages: list[Page] = []
@@ -84,7 +91,7 @@ class TcpSendQueue:
                 taken = cache.alloc(gfp_mask | GFP_NOWARN, current)
                 if taken is None:
                     push()
-                    taken = await cache.alloc_wait(gfp_mask, current)
+                    taken = await self._owned(cache.alloc_wait(gfp_mask, current), current)
                 if taken is None:
                     return False
                 objects.append(taken)
@@ -92,7 +99,7 @@ class TcpSendQueue:
                 page = self.page_alloc.alloc_page_nowait(gfp_mask | GFP_NOWARN, current)
                 if page is None and not pages:
                     push()
-                    page = await self.page_alloc.alloc_page(gfp_mask, current)
+                    page = await self._owned(self.page_alloc.alloc_page(gfp_mask, current), current)
                 if page is None:
                     break
                 pages.append(page)
@@ -107,10 +114,28 @@ class TcpSendQueue:
             for taken in objects:
                 taken.cache.free(taken)
 
+    def _sk_wmem_schedule(self, size: int) -> int:
+        """How many of `size` bytes tcp_mem has room for: all, a page's, or none."""
+        for wanted in (size, min(size, PAGE_SIZE)):
+            if self.sk.sk_wmem_schedule(self._truesize(-(-wanted // PAGE_SIZE))):
+                return wanted
+        return 0
+
+    def _truesize(self, pages: int) -> int:
+        overhead = self.linear_cache.object_size + self.skb_memory.skbuff_fclone_cache.object_size
+        return pages * PAGE_SIZE + overhead
+
+    async def _owned(self, request: Awaitable[T], current: Task) -> T:
+        self.sk.lock_sock(current)
+        try:
+            return await request
+        finally:
+            self.sk.release_sock(current)
+
     def _queue_skb(self, skb: TxSkb) -> None:
-        skb.truesize = len(skb.pages) * PAGE_SIZE + skb.linear.cache.object_size + skb.head.cache.object_size
+        skb.truesize = self._truesize(len(skb.pages))
         self.write_seq = skb.end
-        self.wmem_queued += skb.truesize
+        self.sk.sk_wmem_queue(skb.truesize)
         self._queue.append(skb)
 
     def tcp_clean_rtx_queue(self, acked: int) -> None:
@@ -121,12 +146,12 @@ class TcpSendQueue:
         pages: list[Page] = []
         while queue and queue[0].end <= acked:
             pages += self._unlink(queue.popleft())
-        if self.wmem_queued < self.sndbuf:
+        if self.sk.wmem_queued < self.sk.sndbuf:
             self.sk_wmem_wait.wake_all()
         self.page_alloc.free_pages(pages)
 
     def _unlink(self, skb: TxSkb) -> list[Page]:
-        self.wmem_queued -= skb.truesize
+        self.sk.sk_wmem_free(skb.truesize)
         skb.head.cache.free(skb.head)
         skb.linear.cache.free(skb.linear)
         return skb.pages
@@ -154,4 +179,19 @@ def send_control_packets(
     if skb is None:
         return 0
     skb_memory.kfree_skb(skb)
+    return count
+
+
+def tcp_retransmit_skb(count: int, skb_memory: SkbMemory, netstat: NetStat, current: Task) -> int:
+    """How many of `count` segments that are sent once more find an skb for their clone.
+
+    They go out from a timer or an acknowledgement's softirq, with GFP_ATOMIC and without the socket's __GFP_MEMALLOC.
+    What finds none waits for the next timeout, which comes after twice the time.
+    """
+    netstat.RetransSegs += count
+    clone = skb_memory.skbuff_head_cache.alloc(GFP_ATOMIC, current)
+    if clone is None:
+        netstat.TCPRetransFail += count
+        return 0
+    clone.cache.free(clone)
     return count

@@ -9,17 +9,19 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
 
 from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
-from testbed.hosts.control_packets import transmit_control
+from testbed.hosts.control_packets import REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, ControlPackets
 from testbed.hosts.emulated_client import EmulatedClient
+from testbed.lab.errors import LabError
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
 from testbed.nbd.client_handshake import ClientHandshake, ExportInformation
-from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Kind, RxBatch
+from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, HeldFrame, Kind, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
 from testbed.simulation.datagrams import Datagrams, DatagramSocket
@@ -61,9 +63,15 @@ class SimulatedEdge:
         made = self._sockets[port] = DatagramSocket(self._loop)
         return cast(socket.socket, made)
 
+    def tcp_listener(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+        """Only the swap connection's TCP is simulated. Raises LabError."""
+        raise LabError("the simulator has no TCP bystanders")
+
     def attach(self, client: EmulatedClient) -> None:
         """Let frames into the model."""
         self._client = client
+        self._control = ControlPackets(client.netdev, client.swap_sk, client.ledger)
+        client.netdev.pass_on = self._pass_on
         self._swap = Kind(ETH_P_IP, client.receive_queue, "swap")
         self._by_kind = {bystander.sk.name: self._sockets[bystander.port] for bystander in client.sockets}
         self._taking = True
@@ -120,7 +128,8 @@ class SimulatedEdge:
                 mss=mss,
                 train=train,
                 window=self._window,
-                may_acknowledge=self._may_acknowledge,
+                may_acknowledge=partial(self._may_send, SWAP_CONTROL),
+                may_retransmit=partial(self._may_send, SWAP_RETRANSMIT),
             )
             window = self._window()
             return StreamSocket(
@@ -135,8 +144,8 @@ class SimulatedEdge:
         sk = self._client.swap_sk
         return max(0, sk.rcvbuf - sk.rmem_alloc) // 2
 
-    def _may_acknowledge(self, count: int) -> bool:
-        return self._taking and transmit_control(self._client.netdev, count, self._client.swap_sk)
+    def _may_send(self, kind: int, count: int) -> bool:
+        return self._taking and self._control.has_memory(kind, count)
 
     def _transmit(self, group: Frames) -> None:
         self._client.netstat.tx_packets += group.frames
@@ -163,8 +172,16 @@ class SimulatedEdge:
         if group.data:
             batch.segments, batch.gso_size = [group.frames], [group.mss]
         self._client.netdev.receive(batch)
-        kept = batch.cut.get(0) or [batch.verdicts[0] == DELIVERED] * group.frames
-        delivered = sum(kept) if group.data else batch.verdicts.count(DELIVERED)
+        for held in batch.held.values():
+            held.data = partial(self._to_stream, group)
+        if group.data:
+            self._to_stream(group, batch.cut.get(0) or [batch.verdicts[0] == DELIVERED] * group.frames)
+        else:
+            self._to_stream(group, [verdict == DELIVERED for verdict in batch.verdicts])
+
+    def _to_stream(self, group: Segments, kept: list[bool]) -> None:
+        """Those segments that were `kept` go to TCP."""
+        delivered = sum(kept)
         self._handed_on += delivered
         if not delivered:
             return
@@ -181,6 +198,8 @@ class SimulatedEdge:
             return
         batch = RxBatch.of_kinds(group.codes, list(group.kinds))
         self._client.netdev.receive(batch)
+        for index, held in batch.held.items():
+            held.data = partial(self._to_socket, group.kinds[group.codes[index]].name)
         delivered = group.codes[np.array(batch.verdicts) == DELIVERED]
         self._handed_on += len(delivered)
         for kind, count in zip(group.kinds, np.bincount(delivered, minlength=len(group.kinds)).tolist(), strict=True):
@@ -191,10 +210,18 @@ class SimulatedEdge:
             else:
                 self._answer(kind, count, group)
 
+    def _to_socket(self, name: str, kept: list[bool]) -> None:
+        """A datagram has left the backlog."""
+        self._handed_on += sum(kept)
+        self._by_kind[name].put(sum(kept))
+
+    def _pass_on(self, held: HeldFrame) -> None:
+        held.data(held.kept)
+
     def _answer(self, kind: Kind, count: int, group: Datagrams) -> None:
         """The stack itself takes frames, and answers those that ask for it."""
         self._stack_frames += count
-        if kind.name in ANSWERED and transmit_control(self._client.netdev, count, None):
+        if kind.name in ANSWERED and self._control.has_memory(REPLY, count):
             answers = Datagrams(self.port, group.source, group.frame_size, np.zeros(count, np.intp), ())
             self._transmit(answers)
 

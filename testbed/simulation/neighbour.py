@@ -104,7 +104,7 @@ class SimulatedNeighbour:
             {"sent": flood.sent, "lost": 0, "pps": flood.sent / elapsed if elapsed else 0.0} for flood in self._floods
         ]
         sent = sum(flood.sent for flood in self._floods)
-        return {"sent": sent, "lost": 0, "pps": sum(flood["pps"] for flood in each), "each": each}
+        return {"sent": sent, "lost": 0, "pps": sum(flood["pps"] for flood in each), "each": each, "streams": []}
 
     def _say(self, name: str, fields: dict[str, Any]) -> None:
         self._said.append(Event(self.name, self._loop.time(), name, fields))

@@ -26,6 +26,7 @@ class StreamSocket(SimulatedFile):
         first_window: what the peer lets be sent before it has said anything, bytes.
         window: how many more bytes there is room for, now.
         may_acknowledge: is there memory for so many acknowledgements?
+        may_retransmit: is there memory to send so many segments again?
     """
 
     def __init__(
@@ -40,11 +41,14 @@ class StreamSocket(SimulatedFile):
         first_window: int = WINDOW,
         window: Callable[[], int] | None = None,
         may_acknowledge: Callable[[int], bool] = bool,
+        may_retransmit: Callable[[int], bool] = bool,
     ) -> None:
         super().__init__(loop)
         self.bytes_received = 0
         self._put_on_wire, self._far, self._connection, self._mss = send, far, connection, mss
         self._may_acknowledge = may_acknowledge
+        self._may_retransmit = may_retransmit
+        self._sent_to = 0
         self._closed = False
         self.sender = TcpSender(self._transmit, mss, train, first_window)
         self.receiver = TcpReceiver(window or self._room, self._acknowledge, mss)
@@ -53,6 +57,11 @@ class StreamSocket(SimulatedFile):
         return WINDOW - len(self.receiver.readable)
 
     def _transmit(self, offset: int, data: bytes) -> None:
+        """Put data on the wire; what is sent again needs memory, and without it is lost."""
+        end = offset + len(data)
+        if end <= self._sent_to and not self._may_retransmit(-(-len(data) // self._mss)):
+            return
+        self._sent_to = max(self._sent_to, end)
         self._send(offset, data, 1)
         self.receiver.acknowledged()
 

@@ -19,6 +19,7 @@ from testbed import (
     NbdServer,
     Neighbour,
     SwapClient,
+    TcpStream,
     TcpSynFlood,
     Topology,
     TopologyError,
@@ -122,6 +123,25 @@ def test_floods_know_their_ports(flood: Flood, ports: tuple[int, ...]) -> None:
     assert (planned.kind, planned.ports) == (flood.kind, ports)
 
 
+def test_streams_go_to_tcp_bystanders_and_floods_to_udp_ones() -> None:
+    bystanders = [Bystander(count=2), Bystander(count=2, protocol="tcp")]
+    topology = build(client={"bystanders": bystanders}, flood=UdpFlood())
+    topology.flood(noise_of(topology), topology.clients[0], TcpStream(bytes_per_second="1M", start="workload"))
+    plan = resolve(topology)
+    (flood,), (stream,) = plan.floods, plan.streams
+    assert (flood.ports, stream.ports) == ((20000, 20001), (20002, 20003))
+    assert (stream.bytes_per_second, stream.start, stream.target.host) == (MIB, "workload", "client")
+    assert [bystander.protocol for bystander in plan.clients[0].bystanders] == ["udp", "udp", "tcp", "tcp"]
+    assert resolve(topology, Overrides(flood=0)).streams == ()
+    lonely = build()
+    lonely.flood(noise_of(lonely), lonely.clients[0], TcpStream())
+    assert 'a TcpStream needs bystanders with protocol="tcp"' in refusal(lonely)
+
+
+def noise_of(topology: Topology) -> Neighbour:
+    return next(host for host in topology.hosts if isinstance(host, Neighbour))
+
+
 def test_a_tag_makes_room_for_itself() -> None:
     assert resolve(build(flood=VlanUdpFlood(size=1518))).floods[0].vlan == 100
     assert "1514" in refusal(build(flood=UdpFlood(size=1515)))
@@ -165,7 +185,7 @@ def test_what_makes_no_sense_together() -> None:
     assert "no flood" in refusal(build(), flood=100)
     assert "no flood" in refusal(build(), flood_size=100)
     assert "less than a page for each of 16 tasks" in refusal(build(), workload_total=4096)
-    assert "no bystanders" in refusal(build(client={"bystanders": []}, flood=UdpFlood()))
+    assert "no UDP bystanders" in refusal(build(client={"bystanders": []}, flood=UdpFlood()))
     assert "port 9007 is taken" in refusal(build(client={"bystanders": [Bystander(port=9007)]}))
     assert "no SwapClient" in refusal(Topology("empty"))
 

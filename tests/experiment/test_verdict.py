@@ -222,6 +222,14 @@ def test_without_a_flood_there_is_nothing_to_drop() -> None:
     assert [name for name, value in ok(verdict).items() if value is None] == ["drops happen", "swap is spared"]
 
 
+def test_a_machine_that_stopped_with_a_bug_is_no_deadlock() -> None:
+    told = report() | {"panic": "kernel BUG in __sk_backlog_rcv"}
+    verdict = judge(run(client(report=told)))
+    assert verdict.outcome == "fail"
+    evidence = next(check.evidence for check in verdict.checks if check.name == "progress")
+    assert evidence == "the machine stopped: kernel BUG in __sk_backlog_rcv"
+
+
 def test_a_flood_that_met_no_pressure_is_a_failure() -> None:
     verdict = judge(run(replace(quiet(), flood_asked=True, flood_sent=20000)))
     assert red(verdict) == {"drops happen"}

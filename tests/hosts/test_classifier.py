@@ -109,3 +109,43 @@ def test_stream_offsets_count_from_the_first_byte_and_survive_wrapping() -> None
     batch, _others = setting.classifier.classify_many(frames)  # type: ignore[arg-type]
     assert batch.end_seq == [100, 350, 0, 5300]
     assert batch.segments == [1, 1, 1, 5]
+
+
+def stranger(seq: int, size: int, flags: str = "A", sport: int = 700, dport: int = 8000) -> Packet:
+    return ether() / IP(src=STRANGER, dst=CLIENT) / TCP(sport=sport, dport=dport, seq=seq, flags=flags) / (b"x" * size)
+
+
+def test_connections_of_a_listening_socket_are_told_apart_from_their_syn_on() -> None:
+    host = Host()
+    asked: list[tuple[int, int]] = []
+    queues: list[TcpReceiveQueue] = []
+
+    def listen(peer: tuple[int, int]) -> TcpReceiveQueue:
+        asked.append(peer)
+        queues.append(TcpReceiveQueue(Sock("never:8000", 1000), host.skb_memory))
+        return queues[-1]
+
+    classifier = Classifier(MAC, (SERVER, 10809), host.swap, {}, gso=True, listeners={8000: listen})
+    frames = block(
+        stranger(5, 10),
+        stranger(999, 0, "S"),
+        stranger(999, 0, "S"),
+        stranger(1000, 100),
+        stranger(1099, 0, "S", sport=701),
+        stranger(1100, 3000, sport=701),
+        stranger(1000, 100, dport=8001),
+        from_server(1, 10),
+        gso={5: 1000},
+    )
+    batch, _others = classifier.classify_many(frames)  # type: ignore[arg-type]
+    receivers = [batch.kinds[code].receiver for code in batch.codes]
+    one, two = queues
+    assert receivers == [None, one, one, one, two, two, None, host.swap]
+    stranger_address = 10 << 24 | 7
+    assert asked == [(stranger_address, 700), (stranger_address, 701)]
+    assert batch.end_seq == [0, 0, 0, 100, 0, 3000, 0, 0]
+    assert batch.segments == [1, 1, 1, 1, 1, 3, 1, 1]
+    one.copied_seq = 100
+    again, _others = classifier.classify_many(block(stranger(1050, 100), stranger(4999, 0, "S")))  # type: ignore[arg-type]
+    assert again.end_seq == [150, 0]
+    assert [again.kinds[code].receiver for code in again.codes] == [one, queues[2]]

@@ -29,7 +29,9 @@ def classifier(*, gso: bool, attached: bool, copied: int) -> Classifier:
     node = Node(memoryview(bytearray(4 << 20)), NoDisk(), 64, Switches())
     queue = TcpReceiveQueue(Sock("swap", 1 << 20), SkbMemory(node, NetStat(), 1500))
     queue.copied_seq = copied
-    found = Classifier(MAC, (SERVER, PORT), queue, {9: Sock("nine", 1), 4000: Sock("other", 1)}, gso=gso)
+    sockets = {9: Sock("nine", 1), 4000: Sock("other", 1)}
+    listeners = {5000: lambda _peer: TcpReceiveQueue(Sock("stream", 1), queue.skb_memory)}
+    found = Classifier(MAC, (SERVER, PORT), queue, sockets, gso=gso, listeners=listeners)
     found.attached = attached
     return found
 
@@ -40,9 +42,9 @@ def slot(rng: random.Random, *, gso: bool) -> bytes:
     protocol = rng.choice([b"\x08\0", b"\x08\0", b"\x08\x06", b"\x86\xdd", rng.randbytes(2)])
     ip = bytes([0x45, 0]) + rng.choice([b"\0\x34", rng.randbytes(2)]) + rng.randbytes(5)
     ip += bytes([rng.choice([1, 6, 6, 17, 99])]) + rng.randbytes(2)
-    ip += rng.choice([bytes([10, 0, 0, 1]), rng.randbytes(4)]) + rng.randbytes(4)
+    ip += rng.choice([bytes([10, 0, 0, 1]), bytes([10, 0, 0, 7]), rng.randbytes(4)]) + rng.randbytes(4)
     ports = rng.choice([PORT, 80]).to_bytes(2, "big") + rng.choice([9, 4000, 5000]).to_bytes(2, "big")
-    tcp = rng.randbytes(8) + bytes([rng.choice([0x50, 0x80]), rng.choice([0x12, 0x10, 0x18])])
+    tcp = rng.randbytes(8) + bytes([rng.choice([0x50, 0x80]), rng.choice([0x12, 0x10, 0x18, 0x02])])
     frame = (destination + rng.randbytes(6) + protocol + ip + ports + tcp).ljust(HEADER_BYTES, b"\0")
     vnet = bytes([1, rng.choice([0, 1]), 66, 0]) + rng.choice([b"\0\0", b"\xa8\x05"]) + rng.randbytes(4)
     status = 1 | rng.choice([0, 0, 0, STATUS_VLAN_VALID])

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -169,7 +170,6 @@ def test_patch_14_lets_the_socket_and_the_thread_use_the_reserve(
 ) -> None:
     async def main() -> None:
         rig = Rig(client, switches)
-        assert rig.sk.sk_allocation == GFP_NOIO | (GFP_MEMALLOC if memalloc else 0)
         assert rig.socket_memory.memalloc_socks == memalloc
         pages = rig.dirty_pages(3)
         rig.drain(100)
@@ -191,9 +191,9 @@ def test_a_write_completes_when_its_reply_comes(client: FakeClient) -> None:
         assert client.requests == [(1, True, pages[0].swap_entry, 5)]
         assert client.bytes_sent == rig.send_queue.write_seq == NBD_REQUEST_SIZE + 5 * PAGE_SIZE
         assert all(page.writeback for page in pages)
-        assert rig.send_queue.wmem_queued
+        assert rig.send_queue.sk.wmem_queued
         rig.acknowledge()
-        assert rig.send_queue.wmem_queued == 0
+        assert rig.send_queue.sk.wmem_queued == 0
         rig.answer(1)
         assert not any(page.writeback or page.lru for page in pages)
         assert (rig.node.swap_io.completions, rig.device.idle, rig.device.max_gap_s) == (5, True, 2)
@@ -391,5 +391,85 @@ def test_the_whole_node_swaps_through_the_device(client: FakeClient) -> None:
         rig.acknowledge()
         rig.give_back()
         assert (rig.node.pages_leaked(), rig.node.swap.inuse_pages) == (0, 0)
+
+    simulate(main())
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("broken", [False, True])
+def test_pf_memalloc_is_restored_after_each_send(client: FakeClient, before: bool, broken: bool) -> None:
+    async def main() -> None:
+        rig = Rig(client)
+        rig.device.thread.pf_memalloc = before
+        during: list[bool] = []
+        sendmsg = rig.send_queue.tcp_sendmsg
+
+        async def watched(*arguments: Any) -> None:
+            during.append(rig.device.thread.pf_memalloc)
+            if broken:
+                raise ArithmeticError
+            await sendmsg(*arguments)
+
+        rig.send_queue.tcp_sendmsg = watched  # type: ignore[method-assign, assignment]
+        await rig.device.submit_write(rig.dirty_pages(1), 0)
+        await asyncio.wait([rig.thread], timeout=1)
+        assert during == [True]
+        assert rig.device.thread.pf_memalloc == before
+        assert rig.thread.done() == broken
+        if broken:
+            assert isinstance(rig.thread.exception(), ArithmeticError)
+        rig.thread.cancel()
+        rig.device.close()
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("switches", "expected"), [(SERIES, GFP_NOIO | GFP_MEMALLOC), (VANILLA, GFP_NOIO)])
+def test_sk_allocation_is_set_again_for_every_request(
+    client: FakeClient, switches: Switches, expected: int
+) -> None:
+    async def main() -> None:
+        rig = Rig(client, switches)
+        rig.sk.sk_allocation = 0
+        await rig.device.submit_write(rig.dirty_pages(1), 0)
+        await asyncio.sleep(1)
+        assert rig.sk.sk_allocation == expected
+        rig.thread.cancel()
+        rig.device.close()
+
+    simulate(main())
+
+
+def test_a_closed_device_leaves_its_socket_memalloc(client: FakeClient) -> None:
+    async def main() -> None:
+        rig = Rig(client)
+        rig.thread.cancel()
+        rig.device.close()
+        assert (rig.sk.memalloc, rig.socket_memory.memalloc_socks) == (True, 1)
+
+    simulate(main())
+
+
+def test_while_nbd_thread_owns_the_socket_replies_wait(client: FakeClient) -> None:
+    async def main() -> None:
+        rig = Rig(client, VANILLA)
+        pages = rig.dirty_pages(3, step=2)
+        await rig.device.submit_write(pages[:1], 0)
+        await asyncio.sleep(1)
+        rig.acknowledge()
+        rig.drain(100)
+        await rig.device.submit_write(pages[1:], 0)
+        await asyncio.sleep(1)
+        assert rig.sk.owner is rig.device.thread
+        rig.answer(1)
+        assert pages[0].writeback
+        rig.give_back()
+        await asyncio.sleep(1)
+        assert rig.sk.owner is None
+        rig.device.receive()
+        assert not pages[0].writeback
+        rig.thread.cancel()
+        rig.device.close()
+        rig.send_queue.purge()
 
     simulate(main())

@@ -9,7 +9,7 @@ from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, To
 from testbed.experiment.coordinator import Limits, RunRecord
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.run import execute
-from testbed.experiment.topology import Flood
+from testbed.experiment.topology import Traffic
 from testbed.hosts.messages import Event, Sample
 from testbed.patches import PATCHES
 
@@ -33,24 +33,32 @@ class Silent:
 
 
 def small_plan(
-    flood: Flood | None = None,
-    *,
+    *floods: Traffic,
     program: str = "builtin",
     gso: bool = True,
     bystanders: Iterable[Bystander] = (Bystander(count=3),),
     overrides: Overrides | None = None,
     memory: str = "16M",
+    neighbour_timeout: float | None = None,
 ) -> Plan:
     """One client with 16 MiB of RAM and 8 tasks, a server, and a neighbour that may flood."""
     topology = Topology("small")
     server = topology.add(NbdServer("server", program=program))
     client = topology.add(
-        SwapClient("client", swap=server, memory=memory, ring=RING, gso=gso, bystanders=list(bystanders))
+        SwapClient(
+            "client",
+            swap=server,
+            memory=memory,
+            ring=RING,
+            gso=gso,
+            bystanders=list(bystanders),
+            neighbour_timeout=neighbour_timeout,
+        )
     )
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
     topology.workload(client, LinearTouch(processes=8))
-    if flood is not None:
+    for flood in floods:
         topology.flood(noise, client, flood)
     return resolve(topology, overrides)
 

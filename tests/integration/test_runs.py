@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed import Bystander, UdpFlood
+from testbed import Bystander, TcpStream, UdpFlood
 from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.plan import Overrides
 from testbed.experiment.result import Check
@@ -59,6 +59,35 @@ def test_flooded_swap_passes_and_unrelated_pfmemalloc_frames_are_dropped() -> No
     assert report["counters"]["PFMemallocDrop"] > 0
     assert report["frames"]["unrelated_pfmemalloc_delivered"] == 0
     assert report["frames"]["swap_socket_filtered"] == 0
+
+
+@pytest.mark.parametrize("gso", [True, False], ids=["gso", "plain"])
+def test_tcp_bystanders_are_served_and_accounted_for(gso: bool) -> None:
+    bystanders = [
+        Bystander(reader="never", count=1, buffer="128K", protocol="tcp"),
+        Bystander(reader="faulting", count=1, protocol="tcp"),
+        Bystander(reader="prompt", count=1, protocol="tcp"),
+    ]
+    stream = TcpStream(bytes_per_second="2M", start="workload")
+    record = run_plan(small_plan(stream, gso=gso, bystanders=bystanders))
+    checks = checks_of(record)
+    for name in ("canary before", "swap is spared", "progress", "integrity", "conservation", "canary after"):
+        assert checks[name].ok, f"{name}: {checks[name].evidence}"
+    report = record.evidence.clients[0].report
+    assert report is not None
+    assert report["frames"]["unrelated_pfmemalloc_delivered"] == 0
+    streams = report["streams"]
+    assert [stream["connections"] for stream in streams.values()] == [1, 1, 1]
+    assert streams["prompt:20002"]["received"] > 0
+    assert record.evidence.clients[0].flood_sent
+
+
+def test_the_swap_servers_address_is_asked_for_again() -> None:
+    record = run_plan(small_plan(neighbour_timeout=0.02))
+    assert failed(record) == []
+    report = record.evidence.clients[0].report
+    assert report is not None
+    assert report["counters"]["arp_solicits"] > 0
 
 
 def test_without_the_series_the_same_host_deadlocks() -> None:

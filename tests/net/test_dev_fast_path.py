@@ -6,6 +6,7 @@ one by one, slab objects one by one, pages one by one). Afterwards every counter
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,8 +24,10 @@ from testbed.mm.sched import Task
 from testbed.mm.slab_common import Slab
 from testbed.mm.slub import KmemCache
 from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.backlog import KernelBug
 from testbed.net.dev import ETH_P_ARP, ETH_P_IP, ETH_P_IPX, NetDevice, Receiver, RxBatch, Tally
 from testbed.net.page_frag import PageFrag, PageFragCache
+from testbed.net.sk_mem import Mem, Proto
 from testbed.net.skbuff import Driver, SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -38,6 +41,7 @@ GSO_SIZE = 1448
 DRIVERS: tuple[Driver, ...] = ("linear", "linear", "frag", "page")
 BUILD_SKB = replace(LINUX_3_6, build_skb_pfmemalloc=True, page_frag_recovery=True)
 KERNELS = (V9, V9, LINUX_3_6, BUILD_SKB)
+APPLICATION = Task("application")
 
 
 class NoDisk:
@@ -105,7 +109,15 @@ class PlainDevice(NetDevice):
 class Host:
     """A machine with a NIC, a swap connection, a memalloc socket and some plain ones."""
 
-    def __init__(self, switches: Switches, ring: int, *, plain: bool, driver: Driver = "linear") -> None:
+    def __init__(
+        self,
+        switches: Switches,
+        ring: int,
+        *,
+        plain: bool,
+        driver: Driver = "linear",
+        udp_mem: Mem = (9999, 9999, 9999),
+    ) -> None:
         node_class, device_class = (PlainNode, PlainDevice) if plain else (Node, NetDevice)
         self.node = node_class(
             memoryview(bytearray(PAGES * PAGE_SIZE)), NoDisk(), 64, switches, min_free_kbytes=MIN_FREE_KBYTES
@@ -119,8 +131,11 @@ class Host:
         self.device = device_class(
             self.skb_memory, self.socket_memory, self.netstat, ring, lambda counts: self.tallies.append(dict(counts))
         )
-        self.swap = TcpReceiveQueue(Sock("swap", 120_000, swap=True), self.skb_memory)
-        self.sockets = [Sock("tiny", 5_000), Sock("small", 60_000), Sock("big", 1 << 30), Sock("entitled", 90_000)]
+        self.tcp = Proto("TCP", (20, 30, 40), switches.rules, has_memory_pressure=True)
+        self.udp = Proto("UDP", udp_mem, switches.rules, has_memory_pressure=False)
+        self.swap = TcpReceiveQueue(Sock("swap", 120_000, swap=True, prot=self.tcp), self.skb_memory)
+        sizes = {"tiny": 5_000, "small": 60_000, "big": 1 << 30, "entitled": 90_000}
+        self.sockets = [Sock(name, size, prot=self.udp) for name, size in sizes.items()]
         self.kinds: list[tuple[int, Receiver, str]] = [
             (ETH_P_IP, self.swap, "swap"),
             *((ETH_P_IP, sk, sk.name) for sk in self.sockets),
@@ -172,6 +187,10 @@ class Host:
                 for sk in (*self.sockets, self.tap)
             ],
             "swap": (len(self.swap), self.swap.sk.rmem_alloc, self.swap.copied_seq),
+            "allocated": [(prot.memory_allocated, prot.memory_pressures) for prot in (self.tcp, self.udp)],
+            "owned": [
+                (sk.owner is None, sk.backlog is not None and len(sk.backlog)) for sk in (*self.sockets, self.swap.sk)
+            ],
             "last": self.device.last_pfmemalloc,
             "tallies": self.tallies,
             "caches": [cache_state(cache) for cache in self.node.caches.values() if isinstance(cache, KmemCache)],
@@ -233,6 +252,10 @@ def one_step(rng: random.Random, hosts: list[Host]) -> None:
         for host in hosts:
             sk = host.sockets[number]
             host.device.read_datagrams(sk, int(len(sk.receive_queue) * share))
+    elif what < 0.55:
+        number = rng.randrange(len(hosts[0].sockets) + 1)
+        for host in hosts:
+            own_or_release([*host.sockets, host.swap.sk][number])
     else:
         tcp = rng.random() < 0.6
         gso = tcp and rng.random() < 0.6
@@ -245,13 +268,22 @@ def one_step(rng: random.Random, hosts: list[Host]) -> None:
         assert len(batches[0].verdicts) == len(frames)
 
 
+def own_or_release(sk: Sock) -> None:
+    if sk.owner is None:
+        sk.lock_sock(APPLICATION)
+        return
+    with contextlib.suppress(KernelBug):
+        sk.release_sock(APPLICATION)
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 1 << 32))
 def test_both_paths_agree(seed: int) -> None:
     rng = random.Random(seed)
     switches, ring = switches_of(rng), rng.choice([16, 64, 128, 200])
     driver = rng.choice(DRIVERS)
-    hosts = [Host(switches, ring, plain=plain, driver=driver) for plain in (False, True)]
+    udp_mem = rng.choice([(9999, 9999, 9999), (40, 60, 80), (3, 4, 6)])
+    hosts = [Host(switches, ring, plain=plain, driver=driver, udp_mem=udp_mem) for plain in (False, True)]
     memalloc, tapped, at_start = rng.random() < 0.8, rng.random() < 0.1, rng.choice([600, 300, 64, 50])
     for host in hosts:
         if memalloc:
@@ -266,10 +298,14 @@ def test_both_paths_agree(seed: int) -> None:
         assert hosts[0].state() == hosts[1].state()
     for host in hosts:
         host.swap.purge()
+        for sk in (*host.sockets, host.swap.sk):
+            if sk.backlog is not None:
+                sk.backlog.drop(host.skb_memory.kfree_skb)
         for sk in host.sockets:
             host.device.read_datagrams(sk, len(sk.receive_queue))
         host.device.close()
         assert not host.node.caches["skbuff_head_cache"].inuse
+        assert host.tcp.memory_allocated == host.udp.memory_allocated == 0
         host.node.page_alloc.free_pages(host.held)
         host.held.clear()
     assert all(host.node.pages_leaked() == 0 for host in hosts)

@@ -75,7 +75,7 @@ def test_sent_pages_are_held_until_they_are_acknowledged() -> None:
         queue.tcp_clean_rtx_queue(16 * PAGE_SIZE)
         assert host.machine.node.zone.managed - host.machine.free == used - 16
         queue.tcp_clean_rtx_queue(40 * PAGE_SIZE)
-        assert (queue.wmem_queued, host.machine.node.pages_leaked()) == (0, 0)
+        assert (queue.sk.wmem_queued, host.machine.node.pages_leaked()) == (0, 0)
 
     simulate(main())
 
