@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 
+from testbed.mm import slab, slub
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.page import Page
-from testbed.mm import slab, slub
 from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.swapfile import SWAP_HAS_CACHE, SWAP_MAP_BAD
 
