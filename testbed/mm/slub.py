@@ -107,6 +107,8 @@ class KmemCache(slab_common.KmemCache):
         allowed = gfp_pfmemalloc_allowed(gfp_mask, current, self._switches)
         if listed <= count - len(taken):
             taken += self._take_all_listed(count - len(taken), allowed)
+        if self._cpu_partial and len(taken) < count:
+            taken += self._take_cpu_partial(count - len(taken), allowed)
         while len(taken) < count and self._load_partial(allowed):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
         return taken
@@ -175,6 +177,25 @@ class KmemCache(slab_common.KmemCache):
             if available > self.cpu_partial // 2:
                 start, available = len(slabs), 0
         return slabs
+
+    def _take_cpu_partial(self, count: int, allowed: bool) -> list[Slab]:
+        """What `_load_partial` and `_take_from_cpu_slab` would give of the CPU's own slabs, while they match."""
+        cpu, pobjects = self._cpu_partial, self._pobjects
+        taken: list[Slab] = []
+        slab: Slab | None = None
+        while cpu and count and (allowed or not cpu[-1].pfmemalloc):
+            if slab is not None:
+                slab.frozen = False
+            pobjects.pop()
+            slab = cpu.pop()
+            number = slab.free if slab.free < count else count
+            slab.free -= number
+            count -= number
+            taken += [slab] * number
+        if slab is not None:
+            self._cpu_slab = slab
+            self.inuse += len(taken)
+        return taken
 
     def _load_partial(self, allowed: bool) -> bool:
         """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
