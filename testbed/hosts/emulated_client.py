@@ -19,6 +19,7 @@ from testbed.hosts.nbd_device import NbdDevice
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.report import client_report
 from testbed.hosts.tcpdump import Tcpdump
+from testbed.hosts.times import CpuClock, CpuTimes
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.mm.node import Node
@@ -111,7 +112,8 @@ class EmulatedClient:
     """Builds the models from the plan and runs them until it is told to shut down. `say` takes its messages.
 
     `page_bytes` is how many bytes of each page of user memory are kept: all of them, unless the edge's NBD connection
-    can make up the rest. Samples come every `sample_interval` seconds.
+    can make up the rest. Samples come every `sample_interval` seconds. `cpu_clock` tells this process's CPU time, if
+    that is worth telling.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class EmulatedClient:
         *,
         page_bytes: int = PAGE_SIZE,
         sample_interval: float = SAMPLE_INTERVAL,
+        cpu_clock: CpuClock | None = None,
     ) -> None:
         self.plan = plan
         self.seed = seed
@@ -170,6 +173,7 @@ class EmulatedClient:
         ]
         self.canary = self._bystander("canary", plan.canary_port, CANARY_RCVBUF)
         self.progress = Progress()
+        self.cpu_times = CpuTimes(cpu_clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.kernel_threads: list[asyncio.Task[None]] = []
         self.stopping = asyncio.Event()
@@ -266,7 +270,10 @@ class EmulatedClient:
         workload = self.plan.workload
         self.nr_tasks = workload.processes
         self.workload_started = _now()
-        surroundings = Surroundings(self.node.memory, self.ram, self.page_bytes, self.seed, self.progress, self._event)
+        self.cpu_times.start()
+        surroundings = Surroundings(
+            self.node.memory, self.ram, self.page_bytes, self.seed, self.progress, self._event, self.cpu_times
+        )
         share = max(1, TOUCHES_PER_ROUND // workload.processes)
         for number in range(workload.processes):
             pages = workload.pages // workload.processes + (number < workload.pages % workload.processes)
@@ -279,6 +286,7 @@ class EmulatedClient:
         self.node.oom_killer.tasks.discard(touch.task)
         if self.progress.finished_tasks + self.progress.killed_tasks == self.nr_tasks:
             self.workload_ended = _now()
+            self.cpu_times.end()
             self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
 
     def _event(self, name: str, fields: dict[str, Any]) -> None:
