@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="cover_letter.py", description="The swap test of the cover letter: four cases and a table.")
     add_condition_options(parser)
     parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
-    parser.set_defaults(vanilla=False, without=(), force=False, expect="pass")
+    parser.set_defaults(vanilla=False, without=(), force=False, expect="pass", trace=False)
     return parser
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from testbed.hosts.bystander import Bystander, working_set
+from testbed.hosts.cpu_times import CpuClock, CpuTimes
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Command, Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.nbd_device import NbdDevice
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.report import client_report
 from testbed.hosts.tcpdump import Tcpdump
-from testbed.hosts.times import CpuClock, CpuTimes
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.mm.node import Node

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from testbed.hosts.times import SAMPLED, CpuTimes
+from testbed.hosts.cpu_times import SAMPLED, CpuTimes
 from testbed.mm.memory import BusError, Killed, Memory, Vma
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
