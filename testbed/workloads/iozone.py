@@ -1,6 +1,6 @@
 """iozone: a file larger than memory is read in order; its clean pages come and go in the page cache.
 
-Most of the time kswapd makes the room. That is reclaim, but no pressure: nothing has to be written to free a page.
+kswapd or the reader itself makes the room. That is reclaim, but no pressure: nothing has to be written to free a page.
 """
 
 from __future__ import annotations
