@@ -48,6 +48,7 @@ class RunOptions:
     json: bool = False
     expect: Expected = "pass"
     force: bool = False
+    trace: bool = False
     topology: str = ""
     argv: tuple[str, ...] = ()
 
@@ -63,6 +64,7 @@ class RunOptions:
             "argv": list(self.argv),
             "without": self.without,
             "force": self.force,
+            "trace": self.trace,
             **asdict(self.overrides),
             "time_limit": self.time_limit,
             "stall_limit": self.stall_limit,
@@ -75,6 +77,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add every option of `testbed run` to a parser."""
     add_patch_options(parser)
     add_condition_options(parser)
+    parser.add_argument("--trace", action="store_true", help="write the kernel's tracepoints, and a timeline of them")
     parser.add_argument("--expect", choices=("pass", "deadlock"), default="pass", help="outcome for exit status 0")
 
 
@@ -139,6 +142,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         json=space.json,
         expect=space.expect,
         force=space.force,
+        trace=space.trace,
         topology=topology,
         argv=tuple(argv),
     )

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
@@ -31,6 +32,7 @@ from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
 from testbed.experiment.version import project_version
 from testbed.hosts.messages import Event, Sample
+from testbed.hosts.plan import TracePlan
 from testbed.lab.errors import LabError
 from testbed.patches import without_base
 
@@ -78,6 +80,8 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
     with RunDirectory.create(plan.name, options.out) as directory:
         with view or watch(plan, options) as watching:
             recorder = Recorder(directory, watching)
+            if options.trace:
+                plan = _traced(plan, directory)
             try:
                 limits = Limits(options.time_limit, options.stall_limit)
                 record = execute(plan, options.patches, options.seed, limits, recorder)
@@ -92,6 +96,15 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
         result.wall_s = round(time.monotonic() - started, 3)
         directory.finish(result)
     return result
+
+
+def _traced(plan: Plan, directory: RunDirectory) -> Plan:
+    """The plan with a trace of each client, `trace-CLIENT.txt` and `trace-CLIENT.perfetto-trace`."""
+    clients = tuple(
+        replace(client, trace=TracePlan(str(directory.file(f"trace-{client.name}")), number))
+        for number, client in enumerate(plan.clients)
+    )
+    return replace(plan, clients=clients)
 
 
 def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:

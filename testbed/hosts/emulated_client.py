@@ -21,6 +21,7 @@ from testbed.hosts.plan import BystanderPlan, ClientPlan
 from testbed.hosts.report import Ends, client_report
 from testbed.hosts.tcp_bystander import TcpBystander
 from testbed.hosts.tcpdump import Tcpdump
+from testbed.hosts.tracepoints import Tracepoints
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.mm.memory import Vma
@@ -197,6 +198,7 @@ class EmulatedClient:
         self.nr_tasks = 0
         self.panic: str | None = None
         """The BUG that stopped the machine."""
+        self.tracepoints: Tracepoints | None = None
 
     def _keep_only(self, page_bytes: int) -> mmap.mmap:
         """Give each page a buffer of so many bytes only; the RAM that they came from is never touched."""
@@ -242,6 +244,14 @@ class EmulatedClient:
 
     async def run(self) -> None:
         """Connect, make the swap area, report, obey, account. Raises LabError when there is no swap area to be had."""
+        if self.plan.trace is None:
+            await self._run()
+            return
+        with Tracepoints.to_files(self.plan.trace, self.plan.name, _now) as self.tracepoints:
+            self.tracepoints.attach(self.node, self.device, self.netdev)
+            await self._run()
+
+    async def _run(self) -> None:
         self.netdev.alloc_rx_buffers()
         self.edge.attach(self)
         client = await self.edge.connect()
@@ -361,7 +371,10 @@ class EmulatedClient:
     def _send_sample(self) -> None:
         now = _now()
         self.ledger.close_interval(now)
-        self.say(Sample(self.plan.name, now, self.counters()))
+        counters = self.counters()
+        if self.tracepoints is not None:
+            self.tracepoints.sample(counters)
+        self.say(Sample(self.plan.name, now, counters))
 
     def counters(self) -> dict[str, int]:
         """Every counter and gauge of this host."""

@@ -82,6 +82,14 @@ class WorkloadPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TracePlan:
+    """Where a client writes its trace: what its files' names begin with, and its number among the clients."""
+
+    prefix: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientPlan:
     """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
@@ -115,6 +123,7 @@ class ClientPlan:
     udp_mem: Mem | None = None
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
+    trace: TracePlan | None = None
 
     @property
     def scarce(self) -> int:

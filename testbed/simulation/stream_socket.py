@@ -13,7 +13,7 @@ from testbed.simulation.tcp_receiver import TcpReceiver
 from testbed.simulation.tcp_sender import TcpSender
 from testbed.simulation.virtual_time import SimulatedFile, VirtualTimeLoop
 
-WINDOW = 4 << 20
+WINDOW = 512 << 10
 """What a machine with plenty of memory buffers in each direction, bytes."""
 
 

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
     parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
-    parser.set_defaults(vanilla=False, without=(), force=True, expect="pass")
+    parser.set_defaults(vanilla=False, without=(), force=True, expect="pass", trace=False)
 
 
 def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]) -> int:
