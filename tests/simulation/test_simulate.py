@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from testbed import (
     NbdServer,
     Neighbour,
     SwapClient,
+    TcpStream,
     TcpSynFlood,
     Topology,
     UdpFlood,
@@ -29,11 +31,12 @@ from testbed.experiment import simulate
 from testbed.experiment.coordinator import Limits, RunRecord
 from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
-from testbed.experiment.topology import Flood
+from testbed.experiment.topology import Flood, Traffic
 from testbed.experiment.verdict import judge
 from testbed.hosts.ledger import Ledger
+from testbed.lab.errors import LabError
 from testbed.net.drop_reason import DropReason
-from testbed.patches import PATCHES
+from testbed.patches import DEFAULT_PRESET, PATCHES
 from tests.integration.small_run import Silent
 
 ALL = frozenset(PATCHES)
@@ -42,18 +45,32 @@ SHORT = Limits(time=1, stall=4)
 ROOT = Path(__file__).parents[2]
 
 
-def plan(*floods: Flood, gso: bool = False, total: str = "20M") -> Plan:
+NEVER = Bystander(reader="never")
+FAULTING = Bystander(reader="faulting", count=1)
+PROMPT = Bystander(reader="prompt", count=1)
+CORKED = Bystander(reader="corked", count=1)
+TCP = Bystander(protocol="tcp", count=1)
+
+
+def plan(
+    *floods: Traffic,
+    total: str = "20M",
+    bystanders: Sequence[Bystander] = (NEVER, FAULTING, PROMPT),
+    preset: str = DEFAULT_PRESET,
+    **client_options: Any,
+) -> Plan:
     """One client with 16 MiB of RAM."""
     topology = Topology("small")
     server = topology.add(NbdServer("server", bandwidth="16M"))
-    bystanders = [Bystander(reader="never"), Bystander(reader="faulting", count=1), Bystander(reader="prompt", count=1)]
-    client = topology.add(SwapClient("client", memory="16M", ring=64, swap=server, gso=gso, bystanders=bystanders))
+    client = topology.add(
+        SwapClient("client", memory="16M", ring=64, swap=server, bystanders=list(bystanders), **client_options)
+    )
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
     topology.workload(client, LinearTouch(processes=8, total=total))
     for flood in floods:
         topology.flood(noise, client, flood)
-    return resolve(topology)
+    return resolve(topology, Overrides(preset=preset))
 
 
 FLOOD = UdpFlood(pps=20_000, size=1000)
@@ -141,6 +158,34 @@ def test_the_time_limit_bounds_virtual_time() -> None:
     assert record.evidence.out_of_time
     assert record.elapsed_s < 10
     assert judge(record.evidence).outcome == "fail"
+
+
+def test_frames_that_waited_in_a_backlog_are_accounted_for() -> None:
+    record = run(plan(FLOOD, bystanders=[CORKED], preset="6.1"))
+    checks = {check.name: check for check in judge(record.evidence).checks}
+    assert checks["conservation"].ok, checks["conservation"].evidence
+    assert max(sample.counters["backlog_skbs"] for sample in record.evidence.clients[0].samples) > 0
+    assert report(record)["panic"] is None
+
+
+def test_a_reserve_skb_in_a_backlog_stops_a_machine_of_2012() -> None:
+    record = run(plan(FLOOD, bystanders=[CORKED]))
+    checks = {check.name: check.ok for check in judge(record.evidence).checks}
+    assert "BUG_ON" in report(record)["panic"]
+    assert (checks["progress"], checks["conservation"]) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("traffic", "options", "complaint"),
+    [
+        ([TcpStream()], {"bystanders": [TCP]}, "the simulator has no TcpStream"),
+        ([], {"bystanders": [NEVER, TCP]}, "the simulator has no TCP bystanders"),
+        ([], {"neighbour_timeout": 1.0}, "the simulator has no neighbour_timeout"),
+    ],
+)
+def test_what_is_not_simulated_is_refused(traffic: list[Traffic], options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(LabError, match=complaint):
+        run(plan(*traffic, **options))
 
 
 def test_the_command_writes_what_a_run_writes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
