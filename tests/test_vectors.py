@@ -18,6 +18,7 @@ from testbed.net.drop_reason import DropReason
 from testbed.net.page_frag import PageFrag
 from testbed.net.sock import Sock
 from testbed.patches import PRESETS, Switches
+from tests.hosts.test_nbd_device import FakeClient, Rig
 from tests.mm.machine import Machine, machine_64m
 from tests.net.host import Host
 from tests.virtual_time import is_blocked, now, simulate
@@ -194,6 +195,24 @@ def test_kswapd_with_a_waiter_and_every_zone_balanced(preset: str, sleeps: bool)
     simulate(main())
 
 
+@series
+@pytest.mark.parametrize(("free", "woken"), [(128, 0), (129, 3)])
+def test_kswapd_wakes_all_the_throttled_while_it_is_still_balancing(preset: str, free: int, woken: int) -> None:
+    async def main() -> None:
+        machine = machine_of(preset, free)
+        zone, queue = machine.node.zone, machine.node.vmscan.pfmemalloc_wait
+        zone.inactive_anon[machine.held[0]] = None
+        machine.held[0].writeback = True
+        waiters = [asyncio.create_task(queue.wait()) for _ in range(3)]
+        balance = asyncio.create_task(machine.node.kswapd.balance_pgdat())
+        await asyncio.sleep(1)
+        assert sum(waiter.done() for waiter in waiters) == woken
+        for task in (balance, *waiters):
+            task.cancel()
+
+    simulate(main())
+
+
 @pytest.mark.parametrize(("preset", "failures", "ok"), [("6.1", 15, False), ("6.1", 16, True), ("3.6", 16, False)])
 def test_nobody_is_throttled_once_kswapd_has_given_up(preset: str, failures: int, ok: bool) -> None:
     machine = machine_of(preset, 0)
@@ -278,6 +297,32 @@ def test_the_largest_request(preset: str, lengths: list[int]) -> None:
         device = NbdDevice(switches_of(preset))
         await device.submit_read([at_slot(slot) for slot in range(1, 401)], 0)
         assert [len(request.pages) for request in device.queue] == lengths
+
+    simulate(main())
+
+
+@pytest.mark.parametrize("preset", ALL)
+def test_nbd_thread_has_pf_memalloc_while_it_sends_and_then_no_more(preset: str) -> None:
+    async def main() -> None:
+        client = FakeClient()
+        rig = Rig(client, switches_of(preset), sndbuf=1)
+        during: list[bool] = []
+        send_pending = client.send_pending
+
+        def watched(most: int | None = None) -> bool:
+            during.append(rig.device.thread.pf_memalloc)
+            return send_pending(most)
+
+        client.send_pending = watched  # type: ignore[method-assign]
+        await rig.device.submit_write(rig.dirty_pages(20), 0)
+        await asyncio.sleep(1)
+        rig.acknowledge()
+        await asyncio.sleep(1)
+        assert during[0] == (preset != "vanilla")
+        assert not rig.device.thread.pf_memalloc
+        rig.thread.cancel()
+        rig.device.close()
+        client.close()
 
     simulate(main())
 

@@ -133,7 +133,7 @@ CHANGELOG = (
         "testbed/mm/kswapd.py",
         "if self.pgdat.pfmemalloc_wait and self.vmscan.throttle.pfmemalloc_watermark_ok():",
         "if False:",
-        (THROTTLE, "tests/mm/test_kswapd.py"),
+        (VECTORS,),
     ),
     Mutation(
         "v7-kernel-threads",

@@ -13,13 +13,14 @@ DRIVER = "tests/net/test_rx_driver.py"
 GFP = "tests/mm/test_gfp.py"
 NBD = "tests/hosts/test_nbd_device.py"
 NUMA = "tests/mm/test_numa.py"
+ORACLES = "tests/mm/test_oracles.py"
 RECEIVE = "tests/net/test_receive_rules.py"
 SKB_COPY = "tests/net/test_skb_copy.py"
 SLUB = "tests/mm/test_slub.py"
 SOCK = "tests/net/test_sock.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 THROTTLE = "tests/mm/test_vmscan_throttle.py"
-WATERMARKS = "tests/mm/test_watermarks.py"
+VECTORS = "tests/test_vectors.py"
 ZONES = "tests/mm/test_zones.py"
 
 
@@ -293,13 +294,6 @@ PATCHES = (
         "tests/net/test_page_frag.py",
     ),
     _broken(
-        11,
-        "nomemalloc",
-        "unless the driver says __GFP_NOMEMALLOC",
-        ("net/page_frag.py", "if patched and not gfp_mask & GFP_NOMEMALLOC:", "if patched:"),
-        "tests/net/test_page_frag.py",
-    ),
-    _broken(
         12,
         "pf-memalloc",
         "an skb in the reserve is processed with PF_MEMALLOC",
@@ -318,14 +312,14 @@ PATCHES = (
         "pf-memalloc",
         "nbd_thread sends with PF_MEMALLOC",
         ("hosts/nbd_device.py", "self.thread.pf_memalloc = True", "pass"),
-        NBD,
+        VECTORS,
     ),
     _broken(
         14,
         "restore",
         "and has it no longer when it has sent",
         ("hosts/nbd_device.py", "self.thread.pf_memalloc = False", "pass"),
-        NBD,
+        VECTORS,
     ),
     _broken(
         14,
@@ -367,7 +361,7 @@ PATCHES = (
         "high-memory",
         "high memory is no reserve",
         ("mm/throttle.py", "if zone.span.kind > ZoneType.NORMAL:", "if False:"),
-        THROTTLE,
+        ORACLES,
     ),
     _broken(
         15,
