@@ -10,6 +10,7 @@ from testbed.hosts.nbd_device import NbdDevice
 from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_NOFS
 from testbed.mm.memory import Vma
 from testbed.mm.page import Page
+from testbed.mm.scan_control import ScanControl
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE, Watermarks
 from testbed.mm.zone import Zone
@@ -226,10 +227,119 @@ def test_nobody_is_throttled_once_kswapd_has_given_up(preset: str, failures: int
 def test_a_round_of_kswapd_that_frees_nothing_is_a_failure_from_4_12_on(preset: str, rounds: int) -> None:
     async def main() -> None:
         machine = machine_of(preset, 10)
+        machine.held[0].writeback = True
+        machine.node.zone.inactive_anon[machine.held[0]] = None
         balance = asyncio.create_task(machine.node.kswapd.balance_pgdat())
         await is_blocked(balance, 1)
         balance.cancel()
         assert machine.node.vmscan.pgdat.kswapd_failures == rounds
+
+    simulate(main())
+
+
+# --- reclaim ---
+
+
+async def populate(machine: Machine, pages: int) -> Vma:
+    """A mapping whose pages are all written, none in use lately, all on the inactive list."""
+    vma = Vma(Task("owner"), pages)
+    zone = machine.node.zone
+    for index in range(pages):
+        page = await machine.node.memory.handle_mm_fault(vma.owner, vma, index, write=True)
+        assert page is not None
+        page.young = page.active = False
+        zone.active_anon.pop(page, None)
+        zone.inactive_anon[page] = None
+    return vma
+
+
+def direct(gfp_mask: int = GFP_KERNEL) -> ScanControl:
+    return ScanControl(gfp_mask, Task("reclaimer", pf_memalloc=True), 32)
+
+
+async def scan(machine: Machine, sc: ScanControl) -> ScanControl:
+    """One look at 32 pages of the inactive list."""
+    vmscan = machine.node.vmscan
+    await vmscan.shrink_inactive_list(vmscan.pgdat.lruvecs[0], 32, sc)
+    return sc
+
+
+@pytest.mark.parametrize(("preset", "starts_active", "scans"), [("v9", True, 1), ("3.6", True, 1), ("6.1", False, 2)])
+def test_where_a_page_starts_and_how_often_it_must_be_used(preset: str, starts_active: bool, scans: int) -> None:
+    async def main() -> None:
+        machine = machine_of(preset)
+        vma = Vma(Task("owner"), 1)
+        page = await machine.node.memory.handle_mm_fault(vma.owner, vma, 0, write=True)
+        assert page is not None
+        assert page.active == (page in machine.node.zone.active_anon) == starts_active
+        (page,) = [pte for pte in (await populate(machine, 1)).ptes if isinstance(pte, Page)]
+        needed = 0
+        while not page.active:
+            page.young = True
+            await scan(machine, direct())
+            needed += 1
+        assert needed == scans
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("preset", "activated"), [("v9", False), ("3.6", False), ("6.1", True)])
+def test_a_page_found_under_writeback(preset: str, activated: bool) -> None:
+    """6.1 keeps it on the active list; once it is written it comes back to where the next scan begins."""
+
+    async def main() -> None:
+        machine = machine_of(preset)
+        machine.device.delay = None
+        vma = await populate(machine, 4)
+        first = next(iter(machine.node.zone.inactive_anon))
+        await scan(machine, direct())
+        await scan(machine, direct())
+        assert first.writeback
+        assert first.active == (first in machine.node.zone.active_anon) == activated
+        await populate(machine, 2)
+        for request in list(machine.device.pending):
+            machine.device.complete(request)
+        assert not first.active
+        assert first in list(machine.node.zone.inactive_anon)[:4]
+        assert len(vma.ptes) == 4
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(
+    ("preset", "gfp_mask", "isolated", "waits", "taken"),
+    [
+        ("3.6", GFP_KERNEL, 32, False, 32),
+        ("3.6", GFP_KERNEL, 33, True, 0),
+        ("6.1", GFP_KERNEL, 4, False, 32),
+        ("6.1", GFP_KERNEL, 5, False, 0),
+        ("6.1", GFP_NOFS, 32, False, 32),
+        ("6.1", GFP_NOFS, 33, False, 0),
+    ],
+)
+def test_too_many_isolated(preset: str, gfp_mask: int, isolated: int, waits: bool, taken: int) -> None:
+    """3.6 waits for as long as it takes, 6.1 once and gives up, already when an eighth is isolated."""
+
+    async def main() -> None:
+        machine = machine_of(preset)
+        await populate(machine, 32)
+        machine.node.vmscan.pgdat.lruvecs[0].nr_isolated_anon = isolated
+        sc = direct(gfp_mask)
+        reclaim = asyncio.create_task(scan(machine, sc))
+        assert await is_blocked(reclaim, 60) == waits
+        assert sc.nr_taken == taken
+        reclaim.cancel()
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("preset", "worth_trying"), [("v9", 1), ("3.6", 1), ("6.1", 0)])
+def test_direct_reclaim_that_frees_nothing(preset: str, worth_trying: int) -> None:
+    """Until 4.12 it is progress so long as kswapd has not given every zone up."""
+
+    async def main() -> None:
+        machine = machine_of(preset, 200)
+        assert await machine.node.vmscan.try_to_free_pages(GFP_KERNEL, Task("user")) == worth_trying
 
     simulate(main())
 

@@ -14,7 +14,6 @@ GFP = "tests/mm/test_gfp.py"
 NBD = "tests/hosts/test_nbd_device.py"
 NUMA = "tests/mm/test_numa.py"
 PCP = "tests/mm/test_per_cpu_pages.py"
-RECLAIM = "tests/mm/test_reclaim.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
 VECTORS = "tests/test_vectors.py"
@@ -90,10 +89,8 @@ KERNEL_RULES = (
     ),
     *_stuck("pcp_batch_ceiling", "mm/per_cpu_pages.py", "rules.pcp_batch_ceiling", ("128", "256"), PCP),
     *_stuck("pcp_high_batches", "mm/per_cpu_pages.py", "rules.pcp_high_batches", ("6", "4"), PCP),
-    *_stuck(
-        "anon_starts_active", "mm/memory.py", "rules.anon_starts_active", ON_OFF, "tests/mm/test_memory.py", RECLAIM
-    ),
-    *_stuck("anon_starts_active", "mm/vmscan.py", "self.rules.anon_starts_active", ON_OFF, RECLAIM),
+    *_stuck("anon_starts_active", "mm/memory.py", "rules.anon_starts_active", ON_OFF, VECTORS),
+    *_stuck("anon_starts_active", "mm/vmscan.py", "self.rules.anon_starts_active", ON_OFF, VECTORS),
     *_stuck(
         "kswapd_sleeps_with_waiters",
         "mm/kswapd.py",
@@ -104,9 +101,7 @@ KERNEL_RULES = (
     *_stuck("throttle_spares_dying", "mm/throttle.py", "self.switches.rules.throttle_spares_dying", OFF_ON, VECTORS),
     *_stuck("throttle_spares_dying", "mm/vmscan.py", "self.rules.throttle_spares_dying", OFF_ON, VECTORS),
     *_stuck("max_kswapd_failures", "mm/pgdat.py", "= rules.max_kswapd_failures", ("= None", "= 16"), VECTORS),
-    *_stuck(
-        "max_kswapd_failures", "mm/vmscan.py", "self.rules.max_kswapd_failures is not None", OFF_ON, RECLAIM, VECTORS
-    ),
+    *_stuck("max_kswapd_failures", "mm/vmscan.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
     *_stuck("max_kswapd_failures", "mm/kswapd.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
     *_stuck(
         "throttle_ignores_unreclaimable",
@@ -115,10 +110,10 @@ KERNEL_RULES = (
         OFF_ON,
         ORACLES,
     ),
-    *_stuck("reclaim_throttle", "mm/vmscan.py", "if rules.reclaim_throttle:", ("if False:", "if True:"), RECLAIM),
-    *_stuck("too_many_isolated", "mm/vmscan.py", 'rules.too_many_isolated == "eighth"', OFF_ON, RECLAIM),
-    *_stuck("writeback_activates", "mm/vmscan.py", "self.rules.writeback_activates", OFF_ON, RECLAIM),
-    *_stuck("writeback_activates", "mm/page_io.py", "page_alloc.switches.rules.writeback_activates", OFF_ON, RECLAIM),
+    *_stuck("reclaim_throttle", "mm/vmscan.py", "if rules.reclaim_throttle:", ("if False:", "if True:"), VECTORS),
+    *_stuck("too_many_isolated", "mm/vmscan.py", 'rules.too_many_isolated == "eighth"', OFF_ON, VECTORS),
+    *_stuck("writeback_activates", "mm/vmscan.py", "self.rules.writeback_activates", OFF_ON, VECTORS),
+    *_stuck("writeback_activates", "mm/page_io.py", "page_alloc.switches.rules.writeback_activates", OFF_ON, VECTORS),
     *_stuck("swap_readahead", "mm/memory.py", 'rules.swap_readahead == "vma"', OFF_ON, VECTORS),
     *_stuck("nr_requests", "hosts/nbd_device.py", "rules.nr_requests", ("64", "256"), NBD),
     *_stuck("shared_tags", "hosts/nbd_device.py", "rules.shared_tags", OFF_ON, VECTORS),
