@@ -206,13 +206,13 @@ def watermark_ok(preset: str, zones: list[tuple[ZoneType, int, int, int]], failu
 
 @given(
     presets,
-    st.lists(st.tuples(st.integers(0, 160), st.booleans()), min_size=3, max_size=3),
+    st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=3, max_size=3),
     st.integers(0, 40),
     st.integers(1, 3),
 )
 def test_the_test_of_the_reserve(preset: str, wanted: list[tuple[int, bool]], failures: int, kinds: int) -> None:
-    sizes = [(DMA32, 0, 600), (NORMAL, 0, 900), (HIGHMEM, 0, 700)][:kinds]
-    page_alloc = allocator(*sizes, switches=PRESET_SWITCHES[preset], min_free_kbytes=800)
+    sizes = [(DMA32, 0, 64), (NORMAL, 0, 96), (HIGHMEM, 0, 80)][:kinds]
+    page_alloc = allocator(*sizes, switches=PRESET_SWITCHES[preset], min_free_kbytes=128)
     pgdat = Pgdat(page_alloc.zones, SwapInfo(64), page_alloc.switches.rules)
     pgdat.kswapd_failures = failures
     facts = []
