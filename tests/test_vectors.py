@@ -306,6 +306,24 @@ def test_a_page_found_under_writeback(preset: str, activated: bool) -> None:
     simulate(main())
 
 
+@pytest.mark.parametrize(("preset", "stays"), [("v9", True), ("3.6", True), ("6.1", False)])
+def test_the_end_of_a_write_leaves_active_pages_alone_until_4_11(preset: str, stays: bool) -> None:
+    async def main() -> None:
+        machine = machine_of(preset)
+        machine.device.delay = None
+        await populate(machine, 1)
+        zone = machine.node.zone
+        (page,) = zone.inactive_anon
+        await scan(machine, direct())
+        del zone.inactive_anon[page]
+        zone.active_anon[page] = None
+        page.active = True
+        machine.device.complete(machine.device.pending[0])
+        assert page.active == (page in zone.active_anon) == stays
+
+    simulate(main())
+
+
 @pytest.mark.parametrize(
     ("preset", "gfp_mask", "isolated", "waits", "taken"),
     [
