@@ -90,7 +90,8 @@ def gfp_to_alloc_flags(gfp_mask: int, current: Task, switches: Switches) -> int:
     if not gfp_mask & GFP_WAIT:
         if not gfp_mask & GFP_NOMEMALLOC:
             flags |= ALLOC_HARDER
-        flags &= ~ALLOC_CPUSET
+        if gfp_mask & GFP_HIGH or not switches.rules.harder_needs_high:
+            flags &= ~ALLOC_CPUSET
     elif current.rt_task and not current.in_interrupt:
         flags |= ALLOC_HIGH if switches.rules.harder_needs_high else ALLOC_HARDER
     return flags | reserve_flags(gfp_mask, current, switches)

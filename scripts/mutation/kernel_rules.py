@@ -1,0 +1,150 @@
+"""Every row of testbed/rules.py, stuck at what the earlier kernels do and at what the later ones do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from scripts.mutation.mutation import Mutation
+from testbed.rules import why
+
+DEV = "tests/net/test_receive_rules.py"
+DRIVER = "tests/net/test_rx_driver.py"
+FRAG = "tests/net/test_page_frag.py"
+GFP = "tests/mm/test_gfp.py"
+NBD = "tests/hosts/test_nbd_device.py"
+NUMA = "tests/mm/test_numa.py"
+PCP = "tests/mm/test_per_cpu_pages.py"
+SLOWPATH = "tests/mm/test_slowpath.py"
+ORACLES = "tests/mm/test_oracles.py"
+VECTORS = "tests/test_vectors.py"
+WATERMARKS = "tests/mm/test_watermarks.py"
+ZONES = "tests/mm/test_zones.py"
+
+
+def _stuck(name: str, file: str, reads: str, values: tuple[str, str], *tests: str, at: str = "") -> Iterator[Mutation]:
+    """The place in `file` (below testbed/) that reads the rule `name`, with the earlier and the later of `values`.
+
+    `at` tells two places in one file apart.
+    """
+    place = at or file.removesuffix(".py").rpartition("/")[2]
+    for which, value in zip(("earlier", "later"), values, strict=True):
+        yield Mutation(f"{name}-{place}-{which}", why(name), f"testbed/{file}", reads, value, tests)
+
+
+OFF_ON = ("False", "True")
+ON_OFF = ("True", "False")
+RT_TASK = ("", "ALLOC_HIGH if True else")
+
+KERNEL_RULES = (
+    *_stuck(
+        "pfmemalloc_marking",
+        "mm/page_alloc.py",
+        'switches.rules.pfmemalloc_marking == "slow path"',
+        ON_OFF,
+        "tests/mm/test_page_alloc.py",
+    ),
+    *_stuck("pfmemalloc_marking", "mm/gfp.py", 'switches.rules.pfmemalloc_marking == "slow path"', ON_OFF, GFP),
+    *_stuck(
+        "reclaim_retry_no_watermarks",
+        "mm/page_alloc.py",
+        "self.switches.rules.reclaim_retry_no_watermarks",
+        ON_OFF,
+        SLOWPATH,
+    ),
+    *_stuck(
+        "watermark_scale_factor",
+        "mm/watermarks.py",
+        "if not rules.watermark_scale_factor:",
+        ("if True:", "if False:"),
+        WATERMARKS,
+    ),
+    *_stuck(
+        "min_free_kbytes_ceiling", "mm/watermarks.py", "rules.min_free_kbytes_ceiling", ("65536", "262144"), WATERMARKS
+    ),
+    *_stuck("harder_needs_high", "mm/zone.py", "rules.harder_needs_high", OFF_ON, ZONES),
+    *_stuck("harder_needs_high", "mm/gfp.py", "ALLOC_HIGH if switches.rules.harder_needs_high else", RT_TASK, GFP),
+    *_stuck("harder_needs_high", "mm/gfp.py", "not switches.rules.harder_needs_high", ON_OFF, ORACLES, at="cpuset"),
+    *_stuck("order_checks_free_area", "mm/zone.py", "self.rules.order_checks_free_area", OFF_ON, ZONES),
+    *_stuck("oom_victim_reserve", "mm/gfp.py", 'switches.rules.oom_victim_reserve == "all"', ON_OFF, GFP),
+    *_stuck(
+        "oom_victim_reserve",
+        "mm/page_alloc.py",
+        'self.switches.rules.oom_victim_reserve == "all"',
+        ON_OFF,
+        SLOWPATH,
+    ),
+    *_stuck(
+        "max_reclaim_retries",
+        "mm/page_alloc.py",
+        "(self.switches.rules.max_reclaim_retries or 0)",
+        ("0", "16"),
+        SLOWPATH,
+    ),
+    *_stuck(
+        "no_watermarks_ignores_nodemask",
+        "mm/page_alloc.py",
+        "self.switches.rules.no_watermarks_ignores_nodemask",
+        OFF_ON,
+        NUMA,
+    ),
+    *_stuck("pcp_batch_ceiling", "mm/per_cpu_pages.py", "rules.pcp_batch_ceiling", ("128", "256"), PCP),
+    *_stuck("pcp_high_batches", "mm/per_cpu_pages.py", "rules.pcp_high_batches", ("6", "4"), PCP),
+    *_stuck("anon_starts_active", "mm/memory.py", "rules.anon_starts_active", ON_OFF, VECTORS),
+    *_stuck("anon_starts_active", "mm/vmscan.py", "self.rules.anon_starts_active", ON_OFF, VECTORS),
+    *_stuck(
+        "kswapd_sleeps_with_waiters",
+        "mm/kswapd.py",
+        "self.rules.kswapd_sleeps_with_waiters",
+        OFF_ON,
+        VECTORS,
+    ),
+    *_stuck("throttle_spares_dying", "mm/throttle.py", "self.switches.rules.throttle_spares_dying", OFF_ON, VECTORS),
+    *_stuck("throttle_spares_dying", "mm/vmscan.py", "self.rules.throttle_spares_dying", OFF_ON, VECTORS),
+    *_stuck("max_kswapd_failures", "mm/pgdat.py", "= rules.max_kswapd_failures", ("= None", "= 16"), VECTORS),
+    *_stuck("max_kswapd_failures", "mm/vmscan.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
+    *_stuck("max_kswapd_failures", "mm/kswapd.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
+    *_stuck(
+        "throttle_ignores_unreclaimable",
+        "mm/throttle.py",
+        "self.switches.rules.throttle_ignores_unreclaimable",
+        OFF_ON,
+        ORACLES,
+    ),
+    *_stuck("reclaim_throttle", "mm/vmscan.py", "if rules.reclaim_throttle:", ("if False:", "if True:"), VECTORS),
+    *_stuck("too_many_isolated", "mm/vmscan.py", 'rules.too_many_isolated == "eighth"', OFF_ON, VECTORS),
+    *_stuck("writeback_activates", "mm/vmscan.py", "self.rules.writeback_activates", OFF_ON, VECTORS),
+    *_stuck("writeback_activates", "mm/page_io.py", "page_alloc.switches.rules.writeback_activates", OFF_ON, VECTORS),
+    *_stuck("swap_readahead", "mm/memory.py", 'rules.swap_readahead == "vma"', OFF_ON, VECTORS),
+    *_stuck("nr_requests", "hosts/nbd_device.py", "rules.nr_requests", ("64", "256"), NBD),
+    *_stuck("shared_tags", "hosts/nbd_device.py", "rules.shared_tags", OFF_ON, VECTORS),
+    *_stuck("max_sectors_kb", "hosts/nbd_device.py", "rules.max_sectors_kb", ("127.5", "1280"), VECTORS),
+    *_stuck(
+        "rx_buffer",
+        "net/skbuff.py",
+        'if rules.rx_buffer == "kmalloc":',
+        ("if True:", "if False:"),
+        DRIVER,
+        at="truesize",
+    ),
+    *_stuck(
+        "rx_buffer",
+        "net/skbuff.py",
+        'if self.switches.rules.rx_buffer == "fragment":',
+        ("if False:", "if True:"),
+        DRIVER,
+    ),
+    *_stuck("build_skb_pfmemalloc", "net/skbuff.py", "self.switches.rules.build_skb_pfmemalloc", OFF_ON, DRIVER),
+    *_stuck("page_frag_order", "net/page_frag.py", "self.switches.rules.page_frag_order", ("0", "3"), FRAG),
+    *_stuck("page_frag_recovery", "net/page_frag.py", "self.switches.rules.page_frag_recovery", OFF_ON, FRAG),
+    *_stuck(
+        "receive_needs_memalloc_socks", "net/dev.py", "= rules.receive_needs_memalloc_socks", ("= False", "= True"), DEV
+    ),
+    *_stuck("protocol_8021ad", "net/dev.py", "rules.protocol_8021ad", OFF_ON, DEV),
+    *_stuck(
+        "pfmemalloc_drop_is_rcvbuf_error",
+        "net/dev.py",
+        "rules.pfmemalloc_drop_is_rcvbuf_error",
+        ON_OFF,
+        DEV,
+    ),
+)
