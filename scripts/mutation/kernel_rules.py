@@ -14,6 +14,7 @@ GFP = "tests/mm/test_gfp.py"
 NBD = "tests/hosts/test_nbd_device.py"
 NUMA = "tests/mm/test_numa.py"
 PCP = "tests/mm/test_per_cpu_pages.py"
+SLUB = "tests/mm/test_slub.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
 VECTORS = "tests/test_vectors.py"
@@ -146,5 +147,16 @@ KERNEL_RULES = (
         "rules.pfmemalloc_drop_is_rcvbuf_error",
         ON_OFF,
         DEV,
+    ),
+    *_stuck("slub_get_partial_match", "mm/slub.py", "self._switches.rules.slub_get_partial_match", OFF_ON, SLUB),
+    *_stuck(
+        "slub_high_order_nomemalloc", "mm/slub.py", "self._switches.rules.slub_high_order_nomemalloc", OFF_ON, SLUB
+    ),
+    *_stuck(
+        "slab_pfmemalloc",
+        "mm/node.py",
+        'self.switches.rules.slab_pfmemalloc == "tags"',
+        ON_OFF,
+        "tests/mm/test_slab_lists.py",
     ),
 )

@@ -1,7 +1,4 @@
-"""The rules of the 16 patches: what each changes, and that it changes nothing while it is off.
-
-Patch 13 is SLAB's; what it changes is in the table of whoever has SLAB.
-"""
+"""The rules of the 16 patches: what each changes, and that it changes nothing while it is off."""
 
 from __future__ import annotations
 
@@ -49,7 +46,11 @@ PATCHES = (
         2,
         "slab-flag",
         "a slab in reserve pages is marked",
-        ("mm/slub.py", "slab.pfmemalloc = page.pfmemalloc\n            if", "slab.pfmemalloc = False\n            if"),
+        (
+            "mm/slab_common.py",
+            "            slab.pfmemalloc = page.pfmemalloc\n",
+            "            slab.pfmemalloc = False\n",
+        ),
         SLUB,
     ),
     _broken(
@@ -78,25 +79,21 @@ PATCHES = (
         2,
         "reserve-objects",
         "an ordinary caller gets no object of a marked partial slab",
-        (
-            "mm/slub.py",
-            "if not self._nr_partial_pfmemalloc or gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):\n",
-            "if True:\n",
-        ),
+        ("mm/slub.py", "match = self._get_partial_match and not allowed", "match = False"),
         SLUB,
     ),
     _broken(
         3,
         "on",
         "the fast path does not look at the mark",
-        ("mm/slub.py", "if fast and self._switches.slub_unchecked_fast_path:", "if False:"),
+        ("mm/slub.py", "= self._switches.slub_unchecked_fast_path", "= False"),
         SLUB,
     ),
     _broken(
         3,
         "off",
         "without the patch it does",
-        ("mm/slub.py", "if fast and self._switches.slub_unchecked_fast_path:", "if fast:"),
+        ("mm/slub.py", "= self._switches.slub_unchecked_fast_path", "= True"),
         SLUB,
     ),
     _broken(
@@ -306,6 +303,20 @@ PATCHES = (
         "taps do not see the reserve",
         ("net/dev.py", "self._deliver_to_taps(skb, reserve)", "self._deliver_to_taps(skb, False)"),
         DEV,
+    ),
+    _broken(
+        13,
+        "on",
+        "without memalloc sockets SLAB neither sets nor tests tags",
+        ("mm/slab.py", "self._inline = self._switches.slab_inline", "self._inline = False"),
+        "tests/mm/test_slab.py",
+    ),
+    _broken(
+        13,
+        "off",
+        "without the patch it does both",
+        ("mm/slab.py", "self._inline = self._switches.slab_inline", "self._inline = True"),
+        "tests/mm/test_slab.py",
     ),
     _broken(
         14,

@@ -26,9 +26,9 @@ def test_each_text_is_there_once_and_its_tests_are_there(mutation: Mutation) -> 
     mutation.check(ROOT)
 
 
-def test_each_patch_but_slabs_is_in_the_table() -> None:
+def test_each_patch_is_in_the_table() -> None:
     broken = {mutation.name[:3] for mutation in MUTATIONS}
-    assert [number for number in PATCHES if f"p{number:02}" not in broken] in ([], [13])
+    assert [number for number in PATCHES if f"p{number:02}" not in broken] == []
 
 
 @pytest.mark.parametrize("name", NAMES)
