@@ -116,10 +116,18 @@ def numbers(result: Result) -> list[tuple[str, str]]:
     ]
     if flood.sent:
         rows.insert(2, ("flood", f"{flood.sent:,} frames, {flood.pps:,.0f} a second"))
+    if result.times.elapsed_s is not None:
+        times = msgspec.structs.astuple(result.times)
+        rows.insert(0, ("user / system / elapsed", " / ".join(seconds(value) for value in times)))
     for name in ("pgscan_direct_throttle", "allocstall"):
         if name in result.counters:
             rows.append((name, f"{result.counters[name]:,}"))
     return rows
+
+
+def seconds(value: float | None) -> str:
+    """A time for people."""
+    return "-" if value is None else f"{value:.2f} s"
 
 
 def _cell(result: Result, name: str) -> str:

@@ -6,7 +6,7 @@ over them (the lowest for `reserve_min_free`, the longest for `max_gap_s`), and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -76,6 +76,19 @@ class Workload(msgspec.Struct):
     seconds: float = 0.0
 
 
+class Times(msgspec.Struct):
+    """The workload's times in seconds, from its start to its end; None if it did not come to one.
+
+    User time is the CPU time of the tasks' own writes and checks, system time all other CPU time of the emulated
+    client. A simulation has no CPU time, and its elapsed time is virtual. Of several clients CPU times are added up,
+    and the longest elapsed time counts.
+    """
+
+    user_s: float | None = None
+    system_s: float | None = None
+    elapsed_s: float | None = None
+
+
 class Witness(msgspec.Struct):
     """How often a patch had an occasion to act, how often it was seen to act, and what that is."""
 
@@ -96,6 +109,7 @@ class ClientResult(msgspec.Struct):
     workload: Workload = msgspec.field(default_factory=Workload)
     witnesses: dict[str, Witness] = {}
     stalled_after_s: float | None = None
+    times: Times = msgspec.field(default_factory=Times)
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -120,6 +134,7 @@ class Result(msgspec.Struct, kw_only=True):
     workload: Workload = msgspec.field(default_factory=Workload)
     witnesses: dict[str, Witness] = {}
     stalled_after_s: float | None = None
+    times: Times = msgspec.field(default_factory=Times)
     arguments: dict[str, Any] = {}
     clients: list[ClientResult] = []
     limits: list[str] = []
@@ -148,6 +163,7 @@ def client_result(name: str, report: Mapping[str, Any], stalled_after_s: float |
         ),
         witnesses=section("witnesses", dict[str, Witness]),
         stalled_after_s=stalled_after_s,
+        times=section("times", Times),
     )
 
 
@@ -211,6 +227,21 @@ def total_workload(clients: Iterable[ClientResult]) -> Workload:
     if all(work.seconds for work in all_work):
         total.seconds = max((work.seconds for work in all_work), default=0.0)
     return total
+
+
+def total_times(clients: Iterable[ClientResult]) -> Times:
+    """The times of all clients together; None where one client's is not known."""
+
+    def together(values: list[float | None], combine: Callable[[list[float]], float]) -> float | None:
+        known = [value for value in values if value is not None]
+        return combine(known) if values and len(known) == len(values) else None
+
+    each = [client.times for client in clients]
+    return Times(
+        together([times.user_s for times in each], sum),
+        together([times.system_s for times in each], sum),
+        together([times.elapsed_s for times in each], max),
+    )
 
 
 def total_witnesses(clients: Iterable[ClientResult]) -> dict[str, Witness]:

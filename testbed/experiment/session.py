@@ -25,6 +25,7 @@ from testbed.experiment.result import (
     total_frames,
     total_memory,
     total_swap,
+    total_times,
     total_witnesses,
     total_workload,
 )
@@ -128,6 +129,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         workload=total_workload(clients),
         witnesses=total_witnesses(clients),
         stalled_after_s=first_stall(clients),
+        times=total_times(clients),
         arguments=options.as_arguments(),
         clients=clients,
         limits=limits_reached(plan, record.evidence),

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from testbed.hosts.bystander import Bystander, Receiver, working_set
+from testbed.hosts.cpu_times import CpuClock, CpuTimes
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Command, Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.nbd_device import NbdDevice
@@ -129,7 +130,8 @@ class EmulatedClient:
     """Builds the models from the plan and runs them until it is told to shut down. `say` takes its messages.
 
     `page_bytes` is how many bytes of each page of user memory are kept: all of them, unless the edge's NBD connection
-    can make up the rest. Samples come every `sample_interval` seconds.
+    can make up the rest. Samples come every `sample_interval` seconds. `cpu_clock` tells this process's CPU time, if
+    that is worth telling.
     """
 
     def __init__(
@@ -142,6 +144,7 @@ class EmulatedClient:
         *,
         page_bytes: int = PAGE_SIZE,
         sample_interval: float = SAMPLE_INTERVAL,
+        cpu_clock: CpuClock | None = None,
     ) -> None:
         self.plan = plan
         self.seed = seed
@@ -190,15 +193,16 @@ class EmulatedClient:
         self.bystanders = [self._bystander(bystander) for bystander in plan.bystanders]
         self.canary = self._udp_bystander("canary", plan.canary_port, CANARY_RCVBUF)
         self.progress = Progress()
+        self.cpu_times = CpuTimes(cpu_clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.kernel_threads: list[asyncio.Task[None]] = []
         self.stopping = asyncio.Event()
         self.workload_started: float | None = None
         self.workload_ended: float | None = None
         self.nr_tasks = 0
+        self.tracepoints: Tracepoints | None = None
         self.panic: str | None = None
         """The BUG that stopped the machine."""
-        self.tracepoints: Tracepoints | None = None
 
     def _keep_only(self, page_bytes: int) -> mmap.mmap:
         """Give each page a buffer of so many bytes only; the RAM that they came from is never touched."""
@@ -330,6 +334,7 @@ class EmulatedClient:
 
     def _end_workload(self) -> None:
         self.workload_ended = _now()
+        self.cpu_times.end()
         self._event("workload_ended", {"finished_tasks": self.progress.finished_tasks})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -346,7 +351,10 @@ class EmulatedClient:
         workload = self.plan.workload
         self.nr_tasks = workload.processes
         self.workload_started = _now()
-        surroundings = Surroundings(self.node.memory, self.ram, self.page_bytes, self.seed, self.progress, self._event)
+        self.cpu_times.start()
+        surroundings = Surroundings(
+            self.node.memory, self.ram, self.page_bytes, self.seed, self.progress, self._event, self.cpu_times
+        )
         share = max(1, TOUCHES_PER_ROUND // workload.processes)
         for number in range(workload.processes):
             pages = workload.pages // workload.processes + (number < workload.pages % workload.processes)

@@ -120,10 +120,10 @@ class ClientPlan:
     copybreak: int = 0
     tap: int | None = None
     gro: bool = False
+    trace: TracePlan | None = None
     udp_mem: Mem | None = None
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
-    trace: TracePlan | None = None
 
     @property
     def scarce(self) -> int:

@@ -49,6 +49,7 @@ def client_report(
             "checked": progress.checked,
             "corrupt": progress.corrupt,
         },
+        "times": _times(client),
         "pages_leaked": client.node.pages_leaked(),
         "interfaces": dict(ends.interfaces),
         "sockets": {
@@ -88,6 +89,14 @@ def _frames(client: EmulatedClient, pending: int) -> dict[str, Any]:
         "unrelated_pfmemalloc_dropped": unrelated[DropReason.PFMEMALLOC],
         "swap_socket_filtered": ledger.count(reason=DropReason.PFMEMALLOC, socket="swap"),
     }
+
+
+def _times(client: EmulatedClient) -> dict[str, float | None]:
+    """Seconds; None for what is not known, all three of a workload that did not come to an end."""
+    user_s, system_s = client.cpu_times.split(client.progress.touches)
+    started, ended = client.workload_started, client.workload_ended
+    elapsed_s = None if started is None or ended is None else ended - started
+    return {"user_s": user_s, "system_s": system_s, "elapsed_s": elapsed_s}
 
 
 def _swap(client: EmulatedClient, counters: Mapping[str, int]) -> dict[str, Any]:

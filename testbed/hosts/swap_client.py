@@ -55,7 +55,9 @@ def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
     nic = Nic(WIRE, INNER, gso=spec.plan.gso)
     spec.host.join()
     try:
-        client = EmulatedClient(spec.plan, spec.patches, spec.seed, RealEdge(nic), channel.send)
+        client = EmulatedClient(
+            *(spec.plan, spec.patches, spec.seed, RealEdge(nic), channel.send), cpu_clock=time.process_time
+        )
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
         asyncio.run(_run(client, channel))

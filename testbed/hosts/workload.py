@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from testbed.hosts.cpu_times import SAMPLED, CpuTimes
 from testbed.mm.memory import BusError, Killed, Memory, Vma
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
@@ -36,7 +37,7 @@ class Progress:
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """What all tasks of one workload share: memory, RAM's bytes (`page_bytes` of each page), the run's seed, where
-    progress and events go."""
+    progress and events go, what measures CPU time."""
 
     memory: Memory
     ram: mmap.mmap
@@ -44,6 +45,7 @@ class Surroundings:
     seed: int
     progress: Progress
     event: Callable[[str, dict[str, object]], None]
+    cpu_times: CpuTimes
 
 
 class LinearTouch:
@@ -61,6 +63,7 @@ class LinearTouch:
         self._seed = surroundings.seed
         self._progress = surroundings.progress
         self._event = surroundings.event
+        self._cpu_times = surroundings.cpu_times
 
     async def run(self) -> None:
         """Write once, read `passes` times, exit."""
@@ -92,7 +95,12 @@ class LinearTouch:
                 await asyncio.sleep(0)
             page = await self._fault(index, True)
             assert page is not None
+            sampled = not index % SAMPLED
+            if sampled:
+                self._cpu_times.touch_begins()
             page.buffer[:] = self._stamp(index)
+            if sampled:
+                self._cpu_times.touch_ends()
             self._progress.touches += 1
 
     async def _read(self) -> None:
@@ -106,9 +114,15 @@ class LinearTouch:
                 page: Page | None = pte
             else:
                 page = await self._fault(index, False)
-            progress.touches += 1
+            sampled = not index % SAMPLED
+            if sampled:
+                self._cpu_times.touch_begins()
             offset = 0 if page is None else page.pfn * size
-            if page is None or ram[offset : offset + size] != self._stamp(index):
+            wrong = page is None or ram[offset : offset + size] != self._stamp(index)
+            if sampled:
+                self._cpu_times.touch_ends()
+            progress.touches += 1
+            if wrong:
                 progress.corrupt += 1
                 self._event("corrupt_page", {"task": self.task.name, "page": index})
             progress.checked += 1

@@ -87,21 +87,28 @@ class KmemCache(slab_common.KmemCache):
     def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """`kmem_cache_alloc_bulk`: up to `count` objects, fewer only where `alloc` would have failed."""
         taken = self._take_existing(count, gfp_mask, current) if count else []
-        if len(taken) < count:
+        missing = count - len(taken)
+        if missing:
             take_new = self._take_new_blocks if self.order else self._take_new_bulk
-            taken += take_new(count - len(taken), gfp_mask, current)
+            taken += take_new(missing, gfp_mask, current)
         return taken
 
     def _take_existing(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """Up to `count` objects of slabs that exist: of the CPU slab first, then slab by slab of the lists."""
-        taken = self._take_fast(count, gfp_mask, current)
-        if len(taken) == count:
-            return taken
-        self._deactivate()
-        if not (self._cpu_partial or self._partial):
+        taken: list[Slab] = []
+        if self._cpu_slab is not None:
+            taken = self._take_fast(count, gfp_mask, current)
+            if len(taken) == count:
+                return taken
+            self._deactivate()
+        listed = len(self._cpu_partial) + len(self._partial)
+        if not listed:
             return taken
         allowed = gfp_pfmemalloc_allowed(gfp_mask, current, self._switches)
-        taken += self._take_all_listed(count - len(taken), allowed)
+        if listed <= count - len(taken):
+            taken += self._take_all_listed(count - len(taken), allowed)
+        if self._cpu_partial and len(taken) < count:
+            taken += self._take_cpu_partial(count - len(taken), allowed)
         while len(taken) < count and self._load_partial(allowed):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
         return taken
@@ -139,14 +146,14 @@ class KmemCache(slab_common.KmemCache):
     def _take_all_listed(self, count: int, allowed: bool) -> list[Slab]:
         """All objects of all slabs of the lists, if that is not too many and all are for the caller; else none."""
         cpu, partial = self._cpu_partial, self._partial
-        listed = len(cpu) + len(partial)
-        if not listed or listed > count or sum([slab.free for slab in chain(cpu, partial)]) > count:
+        if sum([slab.free for slab in chain(cpu, partial)]) > count:
             return []
         if not allowed and (self._nr_partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
             return []
         slabs = self._order_of_use()
-        taken = [slab for slab in slabs for _ in range(slab.free)]
+        taken: list[Slab] = []
         for slab in slabs:
+            taken += [slab] * slab.free
             slab.free = 0
             slab.frozen = slab.partial = False
         cpu.clear()
@@ -171,18 +178,41 @@ class KmemCache(slab_common.KmemCache):
                 start, available = len(slabs), 0
         return slabs
 
+    def _take_cpu_partial(self, count: int, allowed: bool) -> list[Slab]:
+        """What `_load_partial` and `_take_from_cpu_slab` would give of the CPU's own slabs, while they match."""
+        cpu, pobjects = self._cpu_partial, self._pobjects
+        taken: list[Slab] = []
+        slab: Slab | None = None
+        while cpu and count and (allowed or not cpu[-1].pfmemalloc):
+            if slab is not None:
+                slab.frozen = False
+            pobjects.pop()
+            slab = cpu.pop()
+            number = slab.free if slab.free < count else count
+            slab.free -= number
+            count -= number
+            taken += [slab] * number
+        if slab is not None:
+            self._cpu_slab = slab
+            self.inuse += len(taken)
+        return taken
+
     def _load_partial(self, allowed: bool) -> bool:
         """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
         self._deactivate()
+        empty: list[Slab] = []
         while self._cpu_partial:
             self._pobjects.pop()
             slab = self._cpu_partial.pop()
             if allowed or not slab.pfmemalloc:
                 self._cpu_slab = slab
-                return True
+                break
             self._vmstat.slab_pfmemalloc_mismatch += 1
-            self._unfreeze(slab)
-        return bool(self._partial) and self._get_partial_node(allowed)
+            if self._unfreeze(slab):
+                empty.append(slab)
+        if empty:
+            self._discard_bulk(empty)
+        return self._cpu_slab is not None or (len(self._partial) > 0 and self._get_partial_node(allowed))
 
     def _get_partial_node(self, allowed: bool) -> bool:
         """`get_partial_node`: the first partial slab for the CPU slab, and some for the CPU's own list.
@@ -259,8 +289,9 @@ class KmemCache(slab_common.KmemCache):
         taken = slabs * size
         for number in range(size):
             taken[number::size] = slabs
-        if len(taken) >= count:
-            slabs[-1].free = len(taken) - count
+        spare = len(taken) - count
+        if spare >= 0:
+            slabs[-1].free = spare
             self._install(slabs[-1])
             del taken[count:]
         self.inuse += len(taken)
@@ -412,17 +443,21 @@ class KmemCache(slab_common.KmemCache):
     def _deactivate(self) -> None:
         """`deactivate_slab` for the CPU slab."""
         slab, self._cpu_slab = self._cpu_slab, None
-        if slab is not None:
-            self._unfreeze(slab)
-
-    def _unfreeze(self, slab: Slab) -> None:
-        """The end of `deactivate_slab`: what is left of the slab goes to the head of the node's list."""
-        slab.frozen = False
-        if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+        if slab is not None and self._unfreeze(slab):
             self._discard_bulk([slab])
-        elif slab.free:
+
+    def _unfreeze(self, slab: Slab) -> bool:
+        """The end of `deactivate_slab`: what is left of the slab goes to the head of the node's list.
+
+        True if nothing of it is in use and the list has enough such slabs: then it is to be discarded.
+        """
+        slab.frozen = False
+        if slab.free:
+            if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+                return True
             self._add_partial(slab)
             self._partial.move_to_end(slab, last=False)
+        return False
 
     def _add_partial(self, slab: Slab) -> None:
         slab.partial = True

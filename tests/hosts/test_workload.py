@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 
+from testbed.hosts.cpu_times import SAMPLED, CpuTimes
 from testbed.hosts.workload import LinearTouch, Progress, Surroundings
 from testbed.mm.node import Node
 from testbed.mm.page import Page
@@ -23,11 +24,18 @@ class Bench:
         self.device.swap_io = self.node.swap_io
         self.progress = Progress()
         self.events: list[str] = []
+        self.clock_readings = 0
         surroundings = Surroundings(
-            self.node.memory, self.ram, PAGE_SIZE, 7, self.progress, lambda name, _fields: self.events.append(name)
+            *(self.node.memory, self.ram, PAGE_SIZE, 7, self.progress),
+            event=lambda name, _fields: self.events.append(name),
+            cpu_times=CpuTimes(self._read_clock),
         )
         self.touch = LinearTouch(3, pages, passes, 16, surroundings)
         self.node.oom_killer.tasks.add(self.touch.task)
+
+    def _read_clock(self) -> float:
+        self.clock_readings += 1
+        return 0.0
 
     async def run(self) -> None:
         kswapd = asyncio.create_task(self.node.kswapd.run())
@@ -43,6 +51,12 @@ def test_every_pass_checks_every_page() -> None:
     progress = bench.progress
     assert (progress.finished_tasks, progress.touches, progress.checked, progress.corrupt) == (1, 4500, 3000, 0)
     assert bench.node.vmstat.pswpin > 2000
+
+
+def test_one_touch_in_many_is_timed() -> None:
+    bench = Bench(10 * SAMPLED)
+    simulate(bench.run())
+    assert bench.clock_readings == 10 * 3 * 3
 
 
 def test_a_wrong_byte_on_the_device_is_found() -> None:

@@ -48,6 +48,9 @@ def test_quiet_swap_completes_and_every_page_is_right(gso: bool) -> None:
     assert report["workload"]["checked"] == report["workload"]["pages"]
     assert report["swap"]["pages_in"] > 0
     assert report["pages_leaked"] == 0
+    times = report["times"]
+    assert 0 < times["user_s"] < times["system_s"]
+    assert times["user_s"] + times["system_s"] < 1.1 * times["elapsed_s"]
 
 
 def test_flooded_swap_passes_and_unrelated_pfmemalloc_frames_are_dropped() -> None:

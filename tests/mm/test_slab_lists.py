@@ -54,6 +54,18 @@ def test_what_is_freed_goes_straight_back_to_its_reserve_slab() -> None:
     assert (len(cache.array), reserve.free, list(cache.slabs_partial)) == (0, 3, [reserve])
 
 
+def test_a_full_array_is_flushed_even_for_an_object_that_does_not_enter_it() -> None:
+    machine, cache = boot(object_size=2048)
+    ordinary = [take(cache) for _ in range(24)]
+    machine.drain(10)
+    reserve = take(cache, MEMALLOC)
+    cache.array.pop_newest(len(cache.array))
+    cache.free_bulk(ordinary)
+    assert (len(cache.array), len(cache.shared)) == (24, 0)
+    cache.free(reserve)
+    assert (len(cache.array), len(cache.shared)) == (12, 12)
+
+
 def test_an_ordinary_caller_passes_the_reserve_slab_over_and_an_entitled_one_finds_it() -> None:
     machine, cache = boot()
     reserve = reserve_slab_on_its_list(machine, cache)

@@ -204,13 +204,26 @@ def test_the_node_gives_the_cpu_more_than_one_partial_slab() -> None:
     assert (cache._cpu_partial, list(cache._partial)) == (listed[1:5], listed[5:])
 
 
-def test_without_the_match_in_get_partial_each_request_gets_one_reserve_object() -> None:
-    """What is left of the slab goes back to the head of the list, for the next ordinary request to find."""
+@pytest.mark.parametrize("bulk", [False, True])
+def test_without_the_match_in_get_partial_each_request_gets_one_reserve_object(bulk: bool) -> None:
+    """What is left of the slab goes back to the list, for the next ordinary request to find."""
     machine, cache, slab = with_reserve_slab(unmatched(slub_unchecked_fast_path=False))
-    assert [take(cache, GFP_ATOMIC) for _ in range(3)] == [slab] * 3
-    assert not take(cache, GFP_ATOMIC).pfmemalloc
+    taken = cache.alloc_bulk(4, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(4)]
+    assert taken[:3] == [slab] * 3
+    assert not taken[3].pfmemalloc
     vmstat = machine.node.vmstat
     assert (vmstat.slab_partial_leaked, vmstat.slab_pfmemalloc_leaked) == (3, 0)
+
+
+def test_a_cpu_slab_put_aside_is_the_first_that_is_loaded_again() -> None:
+    cache = cache_of(Machine())
+    first, second, current = one_each(cache, 3)
+    for slab in (first, second, current):
+        cache.free(slab)
+    cache._unfreeze_partials()
+    assert cache._cpu_slab is current
+    cache._deactivate()
+    assert next(iter(cache._partial)) is current
 
 
 def test_a_new_slab_that_its_creator_may_not_keep_gives_one_object() -> None:

@@ -109,6 +109,9 @@ def test_without_a_flood_nothing_is_dropped() -> None:
     record = run(plan())
     assert judge(record.evidence).outcome == "pass"
     assert report(record)["frames"]["dropped"] == {}
+    times = report(record)["times"]
+    assert 0 < times["elapsed_s"] < record.elapsed_s
+    assert (times["user_s"], times["system_s"]) == (None, None)
 
 
 @pytest.mark.parametrize(

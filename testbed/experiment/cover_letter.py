@@ -1,0 +1,197 @@
+"""The swap test of the series' cover letter: four cases, one after the other, beside the figures it published.
+
+The letter's machine had 2 GB of RAM, eight tasks per CPU, mappings of four times RAM and a swap file behind NBD.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from testbed.experiment import preflight
+from testbed.experiment.ablation.execution import attempt, on_real_sockets, on_virtual_time
+from testbed.experiment.arguments import Parser, RunOptions, add_condition_options, options_from
+from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
+from testbed.experiment.errors import CannotRun
+from testbed.experiment.plan import resolve
+from testbed.experiment.report import STYLES, seconds, wide
+from testbed.experiment.result import Result
+from testbed.experiment.topology import SLAB_ALLOCATORS, Topology, TopologyError
+from testbed.hosts.plan import SlabAllocator
+from testbed.patches import PRESETS, PatchError
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the letter says of a case: whether the test completes, and its times in seconds, if it gives them."""
+
+    completes: bool
+    system_s: float | None = None
+    user_system_s: float | None = None
+    elapsed_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A kernel: its slab allocator, and whether it has the series."""
+
+    slab: SlabAllocator
+    series: bool
+
+    @property
+    def name(self) -> str:
+        """The case in a file name."""
+        return f"{self.slab}-{'series' if self.series else 'vanilla'}"
+
+    @property
+    def published(self) -> Published:
+        """The letter's figures."""
+        return PUBLISHED[self]
+
+    def options(self, common: RunOptions, directory: Path) -> RunOptions:
+        """The options of this case's run: what is common to all, with its kernel."""
+        preset = common.overrides.preset if self.series else "vanilla"
+        return replace(
+            common,
+            patches=PRESETS[preset].patches,
+            overrides=replace(common.overrides, preset=preset, slab=self.slab),
+            out=directory / self.name,
+            expect="pass" if self.published.completes else "deadlock",
+        )
+
+
+PUBLISHED: dict[Case, Published] = {
+    Case("slab", False): Published(True, 87.90, 91.93, 4174.37),
+    Case("slab", True): Published(True, 73.45, 76.91, 2953.96),
+    Case("slub", False): Published(False),
+    Case("slub", True): Published(True),
+}
+
+
+class Entry(msgspec.Struct):
+    """One case of the test and the whole of its result, for programs."""
+
+    case: str
+    result: Result
+
+
+def main(topology: Topology, argv: Sequence[str]) -> int:
+    """Run the cases that the command line asks for and print the table; returns the exit status.
+
+    0: every case ended as in the letter; 1: one did not; 2: it could not run.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    space = _parser().parse_args(argv)
+    run_once = on_virtual_time if space.simulate else on_real_sockets
+    try:
+        common = options_from(space, f"{topology.name}.py", argv)
+        _check(topology, common, space.simulate)
+        console = wide(Console(stderr=common.json))
+        directory = common.out or Path("runs") / f"{topology.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        results = {}
+        for case in cases(space.slab):
+            console.print(f"{case.name} ...", highlight=False)
+            results[case] = attempt(run_once, topology, case.options(common, directory))
+    except (CannotRun, PatchError, TopologyError) as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return CANNOT_RUN
+    except KeyboardInterrupt:
+        print("testbed: interrupted", file=sys.stderr)
+        return CANNOT_RUN
+    if common.json:
+        entries = [Entry(case.name, result) for case, result in results.items()]
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(entries), indent=2) + b"\n")
+    show(console, results)
+    return status(results)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="cover_letter.py", description="The swap test of the cover letter: four cases and a table.")
+    add_condition_options(parser)
+    parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
+    parser.set_defaults(vanilla=False, without=(), force=False, expect="pass", trace=False)
+    return parser
+
+
+def _check(topology: Topology, options: RunOptions, simulated: bool) -> None:
+    """Refuse early what no case could run."""
+    if not options.patches:
+        raise CannotRun(f"preset {options.overrides.preset} is without the series, which half of the cases have")
+    plan = resolve(topology, options.overrides)
+    if not simulated:
+        preflight.check(plan)
+
+
+def cases(slab: SlabAllocator | None = None) -> list[Case]:
+    """The letter's cases in its order, or those of one slab allocator, as far as the model has it."""
+    return [case for case in PUBLISHED if case.slab in SLAB_ALLOCATORS and slab in (None, case.slab)]
+
+
+def status(results: dict[Case, Result]) -> int:
+    """The exit status for what came out."""
+    if any(result.outcome == "error" for result in results.values()):
+        return CANNOT_RUN
+    as_published = all(
+        result.outcome == ("pass" if case.published.completes else "deadlock") for case, result in results.items()
+    )
+    return EXPECTED if as_published else UNEXPECTED
+
+
+def ended(result: Result) -> str:
+    """How a run of the swap test ended, in words."""
+    if result.outcome == "pass":
+        return "completes"
+    if result.outcome == "deadlock":
+        return f"locks up after {seconds(result.stalled_after_s)}"
+    if result.outcome == "error":
+        return f"error: {result.error}"
+    return f"fails: {', '.join(check.name for check in result.checks if check.ok is False)}"
+
+
+def show(console: Console, results: dict[Case, Result]) -> None:
+    """Print the table: each case as it was here, and as the letter has it."""
+    table = Table(title="The cover letter's swap test", title_justify="left")
+    for name in ("case", "", "test"):
+        table.add_column(name, no_wrap=name != "test")
+    for name in ("system", "user+system", "elapsed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for case, result in results.items():
+        published, times = case.published, result.times
+        both = None if times.user_s is None or times.system_s is None else times.user_s + times.system_s
+        table.add_row(
+            f"{case.slab.upper()} {'series' if case.series else 'vanilla'}",
+            "here",
+            f"[{STYLES[result.outcome]}]{escape(ended(result))}[/]",
+            *(seconds(value) for value in (times.system_s, both, times.elapsed_s)),
+        )
+        table.add_row(
+            "",
+            "published",
+            "completes" if published.completes else "locks up within minutes",
+            *(seconds(value) for value in (published.system_s, published.user_system_s, published.elapsed_s)),
+            end_section=True,
+        )
+    console.print(table)
+    for line in _notes(list(results.values())):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _notes(results: list[Result]) -> Iterator[str]:
+    if any(result.simulated for result in results):
+        yield "simulated: elapsed time is virtual, and a simulation has no CPU time"
+    else:
+        yield "user is what the tasks' own writes and checks took; system is all other CPU time of the emulated machine"
+    yield "the published machine had 2 GB of RAM and a disk: compare cases with one another, not with the letter"
+    directories = [result.directory for result in results if result.directory]
+    if directories:
+        yield f"everything about these runs: {escape(str(Path(directories[0]).parent))}"
