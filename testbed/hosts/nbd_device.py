@@ -40,6 +40,11 @@ class Request:
     entry: int
     pages: list[Page]
 
+    @property
+    def end(self) -> tuple[bool, int]:
+        """What would go on with it: its direction, and the slot after its last."""
+        return self.write, self.entry + len(self.pages)
+
 
 class NbdDevice:
     """A swap device behind one NBD connection. `completions` and `max_gap_s` tell how steadily requests complete."""
@@ -49,6 +54,8 @@ class NbdDevice:
         self.on_first_write: Callable[[], None] = _nothing
         self.thread = Task("nbd0", pf_kthread=True, nice=-20)
         self.queue: deque[Request] = deque()
+        self._rqhash: dict[tuple[bool, int], Request] = {}
+        """Queued requests that are not full, by their ends (`elv_rqhash_find`)."""
         self.in_flight: dict[int, Request] = {}
         self.max_gap_s = 0.0
         self.thread_blocked_since: float | None = None
@@ -97,8 +104,10 @@ class NbdDevice:
 
     async def _submit(self, write: bool, pages: Sequence[Page], nice: int) -> None:
         runs = deque(merge(pages, self._max_pages))
-        if self.queue and runs and not self._closed:
-            self._attempt_back_merge(self.queue[-1], write, runs)
+        if self._rqhash:
+            for run in runs:
+                self._attempt_back_merge(write, run)
+            runs = deque(run for run in runs if run)
         try:
             while runs and await self._request_list.get_request(write, nice):
                 self._make_request(write, runs.popleft())
@@ -106,16 +115,19 @@ class NbdDevice:
             for run in runs:
                 self._end(Request(write, run[0].swap_entry, run), EIO)
 
-    def _attempt_back_merge(self, last: Request, write: bool, runs: deque[list[Page]]) -> None:
-        """`bio_attempt_back_merge`: what goes on where the last queued request ends needs no request of its own."""
-        run = runs[0]
-        if last.write != write or run[0].swap_entry != last.entry + len(last.pages):
+    def _attempt_back_merge(self, write: bool, run: list[Page]) -> None:
+        """`bio_attempt_back_merge`: what goes on where a queued request ends needs no request of its own."""
+        request = self._rqhash.pop((write, run[0].swap_entry), None)
+        if request is None:
             return
-        room = self._max_pages - len(last.pages)
-        last.pages += run[:room]
+        room = self._max_pages - len(request.pages)
+        request.pages += run[:room]
         del run[:room]
-        if not run:
-            runs.popleft()
+        self._rqhash_add(request)
+
+    def _rqhash_add(self, request: Request) -> None:
+        if len(request.pages) < self._max_pages:
+            self._rqhash[request.end] = request
 
     def _make_request(self, write: bool, run: list[Page]) -> None:
         if write:
@@ -123,7 +135,9 @@ class NbdDevice:
             self.on_first_write = _nothing
         if self._waiting_since is None:
             self._waiting_since = asyncio.get_running_loop().time()
-        self.queue.append(Request(write, run[0].swap_entry, run))
+        request = Request(write, run[0].swap_entry, run)
+        self.queue.append(request)
+        self._rqhash_add(request)
         self._waiting_wq.wake(1)
 
     async def nbd_thread(self) -> None:
@@ -146,6 +160,7 @@ class NbdDevice:
             self.ordinary_sends += 1
             self.send_queue.sk.sk_allocation = GFP_NOIO
         self.queue.popleft()
+        self._rqhash.pop(request.end, None)
         self._handle += 1
         self.in_flight[self._handle] = request
         start = self.client.write if request.write else self.client.read
@@ -180,12 +195,7 @@ class NbdDevice:
             loop.remove_writer(self.client.fileno())
 
     def receive(self) -> None:
-        """Complete every request whose reply has arrived; while nbd_thread owns the socket, wait for it."""
-        sk = self.receive_queue.sk
-        if sk.owner is not None:
-            asyncio.get_running_loop().remove_reader(self.client.fileno())
-            sk.on_release = self._receive_again
-            return
+        """Complete every request whose reply has arrived."""
         try:
             replies = self.client.receive()
         except NbdError as error:
@@ -196,11 +206,6 @@ class NbdDevice:
         self._read_before = received
         for handle, error_number in replies:
             self._complete(self.in_flight.pop(handle), error_number)
-
-    def _receive_again(self) -> None:
-        if not self._closed:
-            asyncio.get_running_loop().add_reader(self.client.fileno(), self.receive)
-            self.tcp_ack()
 
     def tcp_ack(self) -> None:
         """TCP may have taken in acknowledgements: free the send memory they cover, and send what the socket had no room
@@ -257,6 +262,7 @@ class NbdDevice:
         requests = [*self.in_flight.values(), *self.queue]
         self.in_flight.clear()
         self.queue.clear()
+        self._rqhash.clear()
         for request in requests:
             self._end(request, EIO)
         self.receive_queue.purge()

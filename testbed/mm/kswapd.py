@@ -30,12 +30,14 @@ class Kswapd:
         self.kswapd_wait = WaitQueue()
         self._woken = False
 
-    def wakeup_kswapd(self) -> None:
-        """Wake kswapd if it sleeps; whoever calls has seen a zone below its low watermark."""
+    def wakeup_kswapd(self) -> bool:
+        """Wake kswapd; False if it does not sleep. Whoever calls has seen a zone below its low watermark."""
         if not self._woken and not self.pgdat.hopeless():
             self._woken = True
             self.vmstat.kswapd_wake += 1
             self.kswapd_wait.wake_all()
+            return True
+        return False
 
     async def run(self) -> None:
         """Sleep while the node is balanced, balance it otherwise, until cancelled."""

@@ -70,7 +70,7 @@ class PageAllocator(PageFreelists):
 
     def __init__(self, zones: Sequence[Zone], vmstat: VmStat, switches: Switches) -> None:
         super().__init__(zones, vmstat, switches)
-        self.wakeup_kswapd: Callable[[], None] = _nothing
+        self.wakeup_kswapd: Callable[[], bool] = _nobody
         self.try_to_free_pages: Callable[[int, Task], Awaitable[int]] = _no_reclaim
         self.out_of_memory: Callable[[Task], None] = _no_oom_killer
         self._marks_slow_path = switches.slab_pfmemalloc and switches.rules.pfmemalloc_marking == "slow path"
@@ -146,12 +146,12 @@ class PageAllocator(PageFreelists):
     async def _alloc_pages_slowpath(self, request: Request) -> Page | None:
         """`__alloc_pages_slowpath`: try, reclaim, try again, wait, as often as the request may.
 
-        Whoever finds memory low lets kswapd, just woken, run first.
+        Whoever wakes kswapd lets it run first, and so do favoured tasks that are runnable.
         """
         gfp_mask, current = request.gfp_mask, request.current
-        self.wakeup_kswapd()
-        if current.nice >= 0:
+        if self.wakeup_kswapd() and current.nice >= 0:
             await asyncio.sleep(0)
+        if self.run_queue.favoured:
             await self.run_queue.let_favoured_run(current.nice)
         while True:
             page = self._alloc_below_low(request)
@@ -303,8 +303,8 @@ def _worth_killing_for(request: Request) -> bool:
     return not request.costly and request.zonelist.high_zoneidx >= ZoneType.NORMAL
 
 
-def _nothing() -> None:
-    return
+def _nobody() -> bool:
+    return False
 
 
 async def _no_reclaim(_gfp_mask: int, _current: Task) -> int:

@@ -227,7 +227,7 @@ class SkbMemory:
         """
         gfp_mask = self.rx_gfp_mask(gfp_mask, memalloc_socks)
         zone = self.node.zone
-        plenty = zone.nr_free_pages - count > zone.watermarks.low
+        plenty = zone.nr_free_pages - 2 * count > zone.watermarks.min
         chunk = count if plenty else self.skbuff_head_cache.objects_per_slab
         skbs = self.no_rx_skbs()
         while len(skbs) < count:

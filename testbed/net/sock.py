@@ -29,7 +29,6 @@ class Sock:
         "forward_alloc",
         "memalloc",
         "name",
-        "on_release",
         "owner",
         "prot",
         "rcvbuf",
@@ -60,8 +59,6 @@ class Sock:
         self.owner: Task | None = None
         """The task inside a system call that keeps the socket (`sock_owned_by_user`)."""
         self.backlog: Backlog | None = None
-        self.on_release: Callable[[], None] | None = None
-        """Somebody who waits for the socket (`lock_sock` sleeps), called once it is free."""
 
     def __repr__(self) -> str:
         return f"Sock({self.name!r})"
@@ -130,15 +127,12 @@ class Sock:
         self.owner = current
 
     def release_sock(self, current: Task) -> None:
-        """`release_sock`: process the backlog, then let the next one have the socket. Raises KernelBug."""
+        """`release_sock`: process the backlog, then let go of the socket. Raises KernelBug."""
         try:
             if self.backlog is not None:
                 self.backlog.release(current)
         finally:
             self.owner = None
-        waiting, self.on_release = self.on_release, None
-        if waiting is not None:
-            waiting()
 
 
 class SocketMemory:

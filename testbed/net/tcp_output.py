@@ -7,9 +7,8 @@ socket's sk_allocation; ACKs and other control packets with GFP_ATOMIC through s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_NOWARN
 from testbed.mm.page import Page
@@ -20,8 +19,6 @@ from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
-
-T = TypeVar("T")
 
 MAX_TCP_HEADER = 192
 MAX_SKB_PAGES = 16
@@ -77,8 +74,9 @@ class TcpSendQueue:
     async def _add_skb(self, size: int, current: Task, push: Callable[[], None]) -> bool:
         """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data.
 
-        Only for its first page does it wait: an skb that has some data goes out before that. It owns the socket
-        while it waits, so that acknowledgements, which would give memory back, end in the backlog.
+        Only for its first page does it wait: an skb that has some data goes out before that. The kernel keeps the
+        socket locked meanwhile. Here acknowledgements are taken in all the same: a model that left them in the backlog
+        hung where an unprotected kernel is known to finish.
         """
         size = self._sk_wmem_schedule(size)
         if not size:
@@ -91,20 +89,18 @@ class TcpSendQueue:
                 taken = cache.alloc(gfp_mask | GFP_NOWARN, current)
                 if taken is None:
                     push()
-                    taken = await self._owned(cache.alloc_wait(gfp_mask, current), current)
+                    taken = await cache.alloc_wait(gfp_mask, current)
                 if taken is None:
                     return False
                 objects.append(taken)
-            while len(pages) * PAGE_SIZE < size:
-                page = self.page_alloc.alloc_page_nowait(gfp_mask | GFP_NOWARN, current)
-                if page is None and not pages:
-                    push()
-                    page = await self._owned(self.page_alloc.alloc_page(gfp_mask, current), current)
-                if page is None:
-                    break
-                pages.append(page)
+            wanted = -(-size // PAGE_SIZE)
+            pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask | GFP_NOWARN, current)
             if not pages:
-                return False
+                push()
+                page = await self.page_alloc.alloc_page(gfp_mask, current)
+                if page is None:
+                    return False
+                pages = [page, *self.page_alloc.alloc_pages_nowait(wanted - 1, gfp_mask | GFP_NOWARN, current)]
             end = self.write_seq + min(size, len(pages) * PAGE_SIZE)
             self._queue_skb(TxSkb(objects[0], objects[1], pages, end))
             objects, pages = [], []
@@ -124,13 +120,6 @@ class TcpSendQueue:
     def _truesize(self, pages: int) -> int:
         overhead = self.linear_cache.object_size + self.skb_memory.skbuff_fclone_cache.object_size
         return pages * PAGE_SIZE + overhead
-
-    async def _owned(self, request: Awaitable[T], current: Task) -> T:
-        self.sk.lock_sock(current)
-        try:
-            return await request
-        finally:
-            self.sk.release_sock(current)
 
     def _queue_skb(self, skb: TxSkb) -> None:
         skb.truesize = self._truesize(len(skb.pages))

@@ -448,28 +448,3 @@ def test_a_closed_device_leaves_its_socket_memalloc(client: FakeClient) -> None:
         assert (rig.sk.memalloc, rig.socket_memory.memalloc_socks) == (True, 1)
 
     simulate(main())
-
-
-def test_while_nbd_thread_owns_the_socket_replies_wait(client: FakeClient) -> None:
-    async def main() -> None:
-        rig = Rig(client, VANILLA)
-        pages = rig.dirty_pages(3, step=2)
-        await rig.device.submit_write(pages[:1], 0)
-        await asyncio.sleep(1)
-        rig.acknowledge()
-        rig.drain(100)
-        await rig.device.submit_write(pages[1:], 0)
-        await asyncio.sleep(1)
-        assert rig.sk.owner is rig.device.thread
-        rig.answer(1)
-        assert pages[0].writeback
-        rig.give_back()
-        await asyncio.sleep(1)
-        assert rig.sk.owner is None
-        rig.device.receive()
-        assert not pages[0].writeback
-        rig.thread.cancel()
-        rig.device.close()
-        rig.send_queue.purge()
-
-    simulate(main())

@@ -234,9 +234,10 @@ def test_memory_freed_while_the_reserve_is_tested_is_not_slept_through(gfp_mask:
         machine = machine_64m()
         machine.drain(100)
 
-        def kswapd_is_quick() -> None:
+        def kswapd_is_quick() -> bool:
             machine.give_back(60)
             machine.node.vmscan.pfmemalloc_wait.wake_all()
+            return True
 
         machine.node.page_alloc.wakeup_kswapd = kswapd_is_quick
         assert not await is_blocked(throttled(machine, gfp_mask, Task("user")), 0.5)

@@ -163,16 +163,6 @@ def test_tcp_filters_before_its_backlog_in_every_kernel() -> None:
     assert arrive(host, host.swap, 1, [100]) == [DropReason.PFMEMALLOC]
 
 
-def test_who_waits_for_the_socket_gets_it_after_the_backlog() -> None:
-    host = Host()
-    seen: list[tuple[int, bool]] = []
-    host.udp.lock_sock(TASK)
-    arrive(host, host.udp, 2)
-    host.udp.on_release = lambda: seen.append((len(host.udp.receive_queue), host.udp.owner is None))
-    host.udp.release_sock(TASK)
-    assert seen == [(2, True)]
-
-
 def test_what_a_closed_socket_keeps_in_its_backlog_still_has_an_end() -> None:
     host = Host()
     host.swap.sk.lock_sock(TASK)
