@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 
 from testbed.mm.gfp import GFP_KERNEL, GFP_MEMALLOC
 from testbed.mm.sched import Task
