@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from scripts.mutation.mutation import Mutation
 from testbed.rules import why
 
+BACKLOG = "tests/net/test_backlog.py"
 DEV = "tests/net/test_receive_rules.py"
 DRIVER = "tests/net/test_rx_driver.py"
 FRAG = "tests/net/test_page_frag.py"
@@ -14,6 +15,7 @@ GFP = "tests/mm/test_gfp.py"
 NBD = "tests/hosts/test_nbd_device.py"
 NUMA = "tests/mm/test_numa.py"
 PCP = "tests/mm/test_per_cpu_pages.py"
+SK_MEM = "tests/net/test_sk_mem.py"
 SLUB = "tests/mm/test_slub.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
@@ -140,6 +142,22 @@ KERNEL_RULES = (
     *_stuck(
         "receive_needs_memalloc_socks", "net/dev.py", "= rules.receive_needs_memalloc_socks", ("= False", "= True"), DEV
     ),
+    *_stuck(
+        "receive_needs_memalloc_socks",
+        "net/sock.py",
+        "not self.switches.rules.receive_needs_memalloc_socks",
+        ("True", "False"),
+        BACKLOG,
+    ),
+    *_stuck(
+        "sk_add_backlog_filter",
+        "net/backlog.py",
+        "socket_memory.switches.rules.sk_add_backlog_filter",
+        OFF_ON,
+        BACKLOG,
+    ),
+    *_stuck("sk_rmem_schedule_pfmemalloc", "net/sk_mem.py", "rules.sk_rmem_schedule_pfmemalloc", OFF_ON, SK_MEM),
+    *_stuck("tcp_mem_share", "net/sk_mem.py", "rules.tcp_mem_share", ("8", "16"), SK_MEM),
     *_stuck("protocol_8021ad", "net/dev.py", "rules.protocol_8021ad", OFF_ON, DEV),
     *_stuck(
         "pfmemalloc_drop_is_rcvbuf_error",

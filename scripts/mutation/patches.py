@@ -329,7 +329,7 @@ PATCHES = (
         14,
         "restore",
         "and has it no longer when it has sent",
-        ("hosts/nbd_device.py", "self.thread.pf_memalloc = False", "pass"),
+        ("hosts/nbd_device.py", "self.thread.pf_memalloc = saved", "pass"),
         VECTORS,
     ),
     _broken(
