@@ -8,7 +8,7 @@ the report: what is missing or not a count raises `Missing`, and a check that ra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 PROGRESS_COUNTERS = ("swap_completions", "pgsteal_kswapd", "pgsteal_direct", "touches")
@@ -84,7 +84,6 @@ class RunEvidence:
     out_of_time: bool = False
     workload_started: float | None = None
     error: str | None = None
-    notes: Sequence[str] = field(default=())
 
 
 def section(data: Mapping[str, Any] | None, *path: str) -> Mapping[str, Any]:

@@ -117,11 +117,6 @@ class Zone:
         return True
 
 
-def zone_watermark_ok(free: int, mark: int, alloc_flags: int, rules: Rules = V9) -> bool:
-    """`zone_watermark_ok` for one page of a zone without a lowmem_reserve."""
-    return free > lowered_mark(mark, alloc_flags, rules)
-
-
 def lowered_mark(mark: int, alloc_flags: int, rules: Rules = V9) -> int:
     """The pages that must be left after all: ALLOC_HIGH halves the mark and ALLOC_HARDER takes a quarter off what is
     left, so GFP_ATOMIC stops at 3/8. ALLOC_OOM halves it, too.

@@ -23,7 +23,7 @@ from testbed.mm.memory import BusError, Killed, Vma
 from testbed.mm.sched import Task
 from testbed.mm.slab_common import Slab
 from testbed.mm.watermarks import PAGE_SIZE
-from testbed.mm.zone import zone_watermark_ok
+from testbed.mm.zone import lowered_mark
 from testbed.patches import PRESETS, Switches
 from tests.mm.census import check_pages, check_rss, check_swap
 from tests.mm.machine import SERIES, VANILLA, Machine, without
@@ -110,7 +110,7 @@ class NodeMachine(RuleBasedStateMachine):
             page = self.node.page_alloc.alloc_page_nowait(gfp_mask, current)
             entitled = gfp_pfmemalloc_allowed(gfp_mask, current, self.switches)
             flags = gfp_to_alloc_flags(gfp_mask, current, self.switches)
-            allowed = zone_watermark_ok(before, self.node.zone.watermarks.min, flags)
+            allowed = before > lowered_mark(self.node.zone.watermarks.min, flags)
             assert (page is not None) == (allowed or (entitled and before > 0))
             if page is not None:
                 assert page.from_reserve == (not allowed)
