@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from testbed.experiment.plan import Overrides
-from testbed.experiment.topology import SLAB_ALLOCATORS
+from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
 from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
 
@@ -97,6 +97,7 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_PRESET,
         help="the kernel: its patches and the rules of its version (default %(default)s)",
     )
+    parser.add_argument("--host", choices=CLIENT_HOSTS, help="what stands in the place of all clients")
     parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
     parser.add_argument("--flood", type=count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
@@ -134,6 +135,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
             tasks=space.tasks,
             preset="vanilla" if space.vanilla else space.preset,
             slab=space.slab,
+            host=space.host,
         ),
         seed=secrets.randbelow(1 << 31) if space.seed is None else space.seed,
         time_limit=space.time_limit,

@@ -31,6 +31,7 @@ from testbed.experiment.topology import (
 )
 from testbed.hosts.plan import (
     BystanderPlan,
+    ClientHost,
     ClientPlan,
     Interface,
     ServerPlan,
@@ -69,6 +70,7 @@ class Overrides:
     tasks: int | None = None
     preset: str = DEFAULT_PRESET
     slab: SlabAllocator | None = None
+    host: ClientHost | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +325,7 @@ def _client(
         udp_mem=client.udp_mem,
         tcp_mem=client.tcp_mem,
         neighbour_timeout=client.neighbour_timeout,
+        host=change.host or client.host,
     )
 
 

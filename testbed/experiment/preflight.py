@@ -18,6 +18,9 @@ OVERHEAD = 256 << 20
 def check(plan: Plan) -> None:
     """Raises CannotRun if this machine cannot run the plan."""
     require_privilege()
+    for client in plan.clients:
+        if client.host == "kernel":
+            raise CannotRun(f"{client.name}: this version has no kernel host yet: use --host emulated")
     for server in plan.servers:
         if server.program != "builtin" and shutil.which(server.program) is None:
             raise CannotRun(

@@ -63,6 +63,8 @@ def _check(plan: Plan) -> None:
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
     for client in plan.clients:
+        if client.host != "emulated":
+            raise LabError(f"a real kernel cannot be simulated: {client.name} must be emulated")
         if any(bystander.protocol == "tcp" for bystander in client.bystanders):
             raise LabError(f"the simulator has no TCP bystanders, which {client.name} has: run it for real")
         if client.neighbour_timeout is not None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NoReturn, TypeVar
 
-from testbed.hosts.plan import BystanderProtocol, Reader, SlabAllocator, ZoneLayout
+from testbed.hosts.plan import BystanderProtocol, ClientHost, Reader, SlabAllocator, ZoneLayout
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
 from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
@@ -23,6 +23,7 @@ Start = Literal["swapping", "workload"]
 READERS = ("prompt", "faulting", "corked", "never")
 PROTOCOLS = ("udp", "tcp")
 SLAB_ALLOCATORS = ("slub", "slab")
+CLIENT_HOSTS = ("emulated", "kernel")
 DRIVERS = ("linear", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload")
@@ -131,7 +132,7 @@ class Bystander:
 
 @dataclass(frozen=True)
 class SwapClient:
-    """An emulated diskless machine with `memory` bytes of RAM that swaps to `swap`.
+    """A diskless machine with `memory` bytes of RAM that swaps to `swap`.
 
     `min_free_kbytes` is in KiB, None being the kernel's own choice for that much memory; `ring` is the number of
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
@@ -145,6 +146,7 @@ class SwapClient:
     `udp_mem` and `tcp_mem` are the sysctls of that name: three numbers of pages (None: the kernel's own choice, which
     for `udp_mem` is raised to what the UDP bystanders' buffers hold).
     `neighbour_timeout` is after how many seconds unconfirmed an ARP entry is asked for again (None: never needed).
+    `host` is what stands in its place: the model, or a real kernel (User Mode Linux).
     """
 
     name: str
@@ -167,6 +169,7 @@ class SwapClient:
     udp_mem: Mem | None = None
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
+    host: ClientHost = "emulated"
 
     def __post_init__(self) -> None:
         _check_name("client", self.name)
@@ -175,6 +178,7 @@ class SwapClient:
         if self.neighbour_timeout is not None and not 0.01 <= self.neighbour_timeout <= 3600:
             raise TopologyError(f"{self.name}: neighbour_timeout must be from 0.01 to 3600 s")
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
+        _check_choice(self.host, f"{self.name}: host", CLIENT_HOSTS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
         _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)
         _check_number(self.nodes, f"{self.name}: nodes", 1, MAX_NUMNODES)

@@ -15,6 +15,7 @@ Reader = Literal["prompt", "faulting", "corked", "never"]
 BystanderProtocol = Literal["udp", "tcp"]
 SlabAllocator = Literal["slub", "slab"]
 ZoneLayout = Literal["normal", "x86_64", "i386"]
+ClientHost = Literal["emulated", "kernel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +92,12 @@ class TracePlan:
 
 @dataclass(frozen=True, slots=True)
 class ClientPlan:
-    """An emulated swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
+    """A swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
     From `rules` on it is said which kernel it runs, with which slab allocator and NIC driver, how its memory is laid
     out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
     segments of a GSO frame are merged again. `udp_mem` and `tcp_mem` are in pages, None for the kernel's own;
-    `neighbour_timeout` is in seconds, None for neighbour entries that last.
+    `neighbour_timeout` is in seconds, None for neighbour entries that last. `host` is the model, or a real kernel.
     """
 
     name: str
@@ -124,6 +125,7 @@ class ClientPlan:
     udp_mem: Mem | None = None
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
+    host: ClientHost = "emulated"
 
     @property
     def scarce(self) -> int:
