@@ -82,5 +82,26 @@ class Shutdown:
     """To any host: stop, account for everything, say `Finished` and exit."""
 
 
+@dataclass(frozen=True, slots=True)
+class SetFault:
+    """To whoever runs a link, a server or a client: let fault `number` of the schedule act from now on.
+
+    `kind` names it and `arguments` are its numbers, as in the event log; `seed` is for whatever is random in it.
+    Answered by an `Event` named `fault_set` with `number`.
+    """
+
+    number: int
+    kind: str
+    arguments: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClearFault:
+    """To whoever was given fault `number`: end it; answered by an `Event` named `fault_cleared` with `number`."""
+
+    number: int
+
+
 Message = Ready | Sample | Event | Finished | Failed
-Command = StartWorkload | StartFlood | StopFlood | SendCanary | Shutdown
+Command = StartWorkload | StartFlood | StopFlood | SendCanary | SetFault | ClearFault | Shutdown
