@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,21 @@ def test_without_the_series_the_machine_hangs_and_stays_hung(seed: int) -> None:
     topology, _ = load_topology(ROOT / "topologies" / "swap_flood.py")
     record = run(resolve(topology, Overrides(preset="vanilla")), frozenset(), seed)
     assert judge(record.evidence).outcome == "deadlock"
+
+
+def test_without_the_series_buffers_too_small_to_hold_the_reserve_mostly_let_it_finish() -> None:
+    """Mostly: a sender that is no PF_MEMALLOC task may still lose the last page to another task, flood or not."""
+    topology, _ = load_topology(ROOT / "topologies" / "swap_flood.py")
+    half = Overrides(preset="vanilla", memory=32 << 20, workload_total=64 << 20)
+    small = replace(half, bystander_buffer=16 << 10)
+
+    def finished(overrides: Overrides) -> int:
+        runs = [report(run(resolve(topology, overrides), frozenset(), seed)) for seed in range(1, 5)]
+        assert all(each["workload"]["corrupt"] == 0 for each in runs)
+        return sum(each["workload"]["finished_tasks"] == each["workload"]["tasks"] for each in runs)
+
+    assert finished(half) == 0
+    assert finished(small) >= 2
 
 
 def test_without_a_flood_nothing_is_dropped() -> None:
