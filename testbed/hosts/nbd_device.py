@@ -141,14 +141,17 @@ class NbdDevice:
         self._waiting_wq.wake(1)
 
     async def nbd_thread(self) -> None:
-        """Send one queued request after the other, until cancelled."""
+        """Send one queued request after the other, until cancelled; those that need not wait go out together."""
         while True:
             while not self.queue:
                 await self._waiting_wq.wait()
-            await self._sock_xmit(self.queue[0])
+            while self.queue:
+                await self._sock_xmit(self.queue[0])
+            while not self._closed and not self._push():
+                await self._wait_writable()
 
     async def _sock_xmit(self, request: Request) -> None:
-        """Find memory for the request's bytes, then hand them to the real socket."""
+        """Find memory for the request's bytes; whoever has to wait hands the real socket first what has its memory."""
         size = NBD_REQUEST_SIZE + (len(request.pages) * PAGE_SIZE if request.write else 0)
         self.thread_blocked_since = asyncio.get_running_loop().time()
         saved = self.thread.pf_memalloc
@@ -170,8 +173,6 @@ class NbdDevice:
         finally:
             self.thread.pf_memalloc = saved
         self.thread_blocked_since = None
-        while not self._closed and not self._push():
-            await self._wait_writable()
 
     def _push_some(self) -> None:
         if not self._closed:

@@ -10,11 +10,11 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 from testbed.nbd.client_handshake import ClientHandshake, Event, ExportInformation, ExportListed
-from testbed.nbd.client_protocol import MAX_PIECES, ClientProtocol, Reply
+from testbed.nbd.client_protocol import MAX_PIECES, Buffer, ClientProtocol, Reply
 from testbed.nbd.constants import Option
 from testbed.nbd.errors import NbdDisconnected, NbdError
 
@@ -64,43 +64,19 @@ class NbdClient:
         """
         protocol = self._protocol
         outgoing = protocol.outgoing
-        if most is not None and most < protocol.outgoing_bytes:
-            return self._send_part(most)
-        while outgoing:
+        left = protocol.outgoing_bytes if most is None else min(most, protocol.outgoing_bytes)
+        while left > 0:
+            everything = left == protocol.outgoing_bytes and len(outgoing) <= MAX_PIECES
             try:
-                sent = self.sock.sendmsg(outgoing if len(outgoing) <= MAX_PIECES else islice(outgoing, MAX_PIECES))
+                sent = self.sock.sendmsg(outgoing if everything else _first(outgoing, left))
             except BlockingIOError:
                 return False
             except OSError as error:
                 raise _broken(error) from error
+            left -= sent
             self.bytes_sent += sent
-            protocol.outgoing_bytes -= sent
-            if not protocol.outgoing_bytes:
-                outgoing.clear()
-                return True
-            while sent >= len(outgoing[0]):
-                sent -= len(outgoing.popleft())
-            if sent:
-                outgoing[0] = memoryview(outgoing[0])[sent:]
-        return True
-
-    def _send_part(self, most: int) -> bool:
-        """Send at most `most` bytes; False, since more than that is queued."""
-        outgoing = self._protocol.outgoing
-        while most > 0:
-            try:
-                sent = self.sock.send(memoryview(outgoing[0])[:most])
-            except BlockingIOError:
-                break
-            except OSError as error:
-                raise _broken(error) from error
-            most -= sent
-            self.bytes_sent += sent
-            self._protocol.outgoing_bytes -= sent
-            piece = outgoing.popleft()
-            if sent < len(piece):
-                outgoing.appendleft(memoryview(piece)[sent:])
-        return False
+            protocol.sent(sent)
+        return not protocol.outgoing_bytes
 
     def receive(self) -> list[Reply]:
         """The (handle, error) of each request that one non-blocking receive completes; none if nothing has come.
@@ -125,6 +101,17 @@ class NbdClient:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def _first(outgoing: Iterable[Buffer], most: int) -> list[Buffer]:
+    """The first `most` bytes, in no more pieces than one call takes."""
+    pieces: list[Buffer] = []
+    for piece in islice(outgoing, MAX_PIECES):
+        pieces.append(piece if len(piece) <= most else memoryview(piece)[:most])
+        most -= len(piece)
+        if most <= 0:
+            break
+    return pieces
 
 
 def open_connection(sock: socket.socket, export_name: str = "", timeout: float | None = HANDSHAKE_TIMEOUT) -> NbdClient:

@@ -92,6 +92,18 @@ class ClientProtocol:
         self.outgoing_bytes += REQUEST.size
         self._in_flight[handle] = landing
 
+    def sent(self, count: int) -> None:
+        """The first `count` bytes of `outgoing` are on their way."""
+        outgoing = self.outgoing
+        self.outgoing_bytes -= count
+        if not self.outgoing_bytes:
+            outgoing.clear()
+            return
+        while count >= len(outgoing[0]):
+            count -= len(outgoing.popleft())
+        if count:
+            outgoing[0] = memoryview(outgoing[0])[count:]
+
     def next_buffers(self) -> list[memoryview]:
         """Where the next bytes of the stream belong, in order; at most 1024 pieces."""
         payload = self._payload

@@ -85,6 +85,11 @@ def test_pyroute2_works_in_the_namespace_from_outside(lab: Lab) -> None:
     assert {link.get("ifname") for link in made.netlink.get_links()} == {"lo", "br0"}
 
 
+def test_tcp_is_the_same_on_every_machine(lab: Lab) -> None:
+    with lab.namespace().entered(), socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).startswith(b"reno\0")
+
+
 def test_no_ipv6_unless_asked_for(lab: Lab) -> None:
     def addresses() -> str:
         return Path("/proc/thread-self/net/if_inet6").read_text()
