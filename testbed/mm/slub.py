@@ -59,7 +59,8 @@ class KmemCache(slab_common.KmemCache):
         self._cpu_partial: list[Slab] = []
         self._pobjects: list[int] = []
         self._partial: OrderedDict[Slab, None] = OrderedDict()
-        self._nr_partial_pfmemalloc = 0
+        self._partial_for_all: OrderedDict[Slab, None] = OrderedDict()
+        """Those of the partial slabs that are not pfmemalloc, in the same order."""
         self._unchecked_fast_path = self._switches.slub_unchecked_fast_path
         self._get_partial_match = self._switches.rules.slub_get_partial_match
 
@@ -111,6 +112,8 @@ class KmemCache(slab_common.KmemCache):
             taken += self._take_cpu_partial(count - len(taken), allowed)
         while len(taken) < count and self._load_partial(allowed):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
+            if self._cpu_partial and len(taken) < count:
+                taken += self._take_cpu_partial(count - len(taken), allowed)
         return taken
 
     def _take_fast(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
@@ -148,7 +151,7 @@ class KmemCache(slab_common.KmemCache):
         cpu, partial = self._cpu_partial, self._partial
         if sum([slab.free for slab in chain(cpu, partial)]) > count:
             return []
-        if not allowed and (self._nr_partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
+        if not allowed and (len(partial) > len(self._partial_for_all) or any(slab.pfmemalloc for slab in cpu)):
             return []
         slabs = self._order_of_use()
         taken: list[Slab] = []
@@ -159,7 +162,7 @@ class KmemCache(slab_common.KmemCache):
         cpu.clear()
         self._pobjects.clear()
         partial.clear()
-        self._nr_partial_pfmemalloc = 0
+        self._partial_for_all.clear()
         self._install(slabs[-1])
         self.inuse += len(taken)
         return taken
@@ -180,6 +183,7 @@ class KmemCache(slab_common.KmemCache):
 
     def _take_cpu_partial(self, count: int, allowed: bool) -> list[Slab]:
         """What `_load_partial` and `_take_from_cpu_slab` would give of the CPU's own slabs, while they match."""
+        self._deactivate()
         cpu, pobjects = self._cpu_partial, self._pobjects
         taken: list[Slab] = []
         slab: Slab | None = None
@@ -219,25 +223,33 @@ class KmemCache(slab_common.KmemCache):
 
         The free objects of the first do not count towards how many the CPU should have (until 3.8).
         """
-        match = self._get_partial_match and not allowed
-        if match and self._nr_partial_pfmemalloc == len(self._partial):
-            self._vmstat.slab_pfmemalloc_mismatch += len(self._partial)
+        partial, for_all = self._partial, self._partial_for_all
+        searched = partial
+        if self._get_partial_match and not allowed and len(partial) > len(for_all):
+            self._vmstat.slab_pfmemalloc_mismatch += 1
+            searched = for_all
+        slabs = iter(searched)
+        slab = next(slabs, None)
+        if slab is None:
             return False
-        chosen: list[Slab] = []
-        available = 0
-        for slab in self._partial:
-            if match and slab.pfmemalloc:
-                self._vmstat.slab_pfmemalloc_mismatch += 1
-                continue
-            available += slab.free if chosen else 0
-            chosen.append(slab)
-            if available > self.cpu_partial // 2:
+        more, pobjects = [], []
+        available, enough = 0, self.cpu_partial // 2
+        offset = self._pobjects[-1] if self._pobjects else 0
+        for other in slabs:
+            more.append(other)
+            available += other.free
+            pobjects.append(offset + available)
+            if available > enough:
                 break
-        for slab in chosen:
-            self._del_partial(slab)
-        self._install(chosen[0])
-        for slab in chosen[1:]:
-            self._put_cpu_partial(slab, slab.free)
+        for chosen in (slab, *more):
+            chosen.partial = False
+            chosen.frozen = True
+            del partial[chosen]
+            if not chosen.pfmemalloc:
+                del for_all[chosen]
+        self._cpu_slab = slab
+        self._cpu_partial += more
+        self._pobjects += pobjects
         return True
 
     def _new_slab(self, gfp_mask: int, current: Task) -> Slab | None:
@@ -282,7 +294,8 @@ class KmemCache(slab_common.KmemCache):
         wanted = -(-count // size)
         pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask, current)
         looks = min(wanted, len(pages) + 1)
-        self._vmstat.slab_pfmemalloc_mismatch += (looks - 1) * len(self._partial)
+        if self._partial:
+            self._vmstat.slab_pfmemalloc_mismatch += looks - 1
         if not pages:
             return []
         slabs = self._new_slabs(pages)
@@ -457,14 +470,18 @@ class KmemCache(slab_common.KmemCache):
                 return True
             self._add_partial(slab)
             self._partial.move_to_end(slab, last=False)
+            if not slab.pfmemalloc:
+                self._partial_for_all.move_to_end(slab, last=False)
         return False
 
     def _add_partial(self, slab: Slab) -> None:
         slab.partial = True
         self._partial[slab] = None
-        self._nr_partial_pfmemalloc += slab.pfmemalloc
+        if not slab.pfmemalloc:
+            self._partial_for_all[slab] = None
 
     def _del_partial(self, slab: Slab) -> None:
         slab.partial = False
         del self._partial[slab]
-        self._nr_partial_pfmemalloc -= slab.pfmemalloc
+        if not slab.pfmemalloc:
+            del self._partial_for_all[slab]
