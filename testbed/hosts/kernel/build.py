@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from testbed.hosts.kernel.build_steps import Steps
 from testbed.hosts.kernel.catalogue import KERNEL, cache_directory
 from testbed.hosts.kernel.image import ABOUT, KernelImage, identify
 from testbed.hosts.kernel.recipe import Recipe, configuration, recipe
 from testbed.hosts.kernel.source import find_source, patched_tree
-from testbed.hosts.kernel.steps import Steps
 from testbed.hosts.plan import SlabAllocator
 from testbed.lab.errors import LabError
 

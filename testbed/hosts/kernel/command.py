@@ -14,10 +14,10 @@ from rich.table import Table
 
 from testbed.experiment.leftovers import mark_children, temporary_directory
 from testbed.hosts.kernel.build import build
+from testbed.hosts.kernel.build_steps import Steps
 from testbed.hosts.kernel.catalogue import images
 from testbed.hosts.kernel.image import KernelImage
 from testbed.hosts.kernel.recipe import PATCH
-from testbed.hosts.kernel.steps import Steps
 from testbed.hosts.plan import SlabAllocator
 from testbed.lab.errors import LabError
 

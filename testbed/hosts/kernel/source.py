@@ -8,8 +8,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed.hosts.kernel.build_steps import Steps
 from testbed.hosts.kernel.recipe import PATCH
-from testbed.hosts.kernel.steps import Steps
 from testbed.lab.errors import LabError
 
 PACKAGE = "linux-source-6.1"
