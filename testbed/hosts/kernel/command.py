@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.experiment.leftovers import mark_children, temporary_directory
+from testbed.experiment.report import wide
 from testbed.hosts.kernel.build import build
 from testbed.hosts.kernel.build_steps import Steps
 from testbed.hosts.kernel.catalogue import images
@@ -89,7 +90,7 @@ def _show(found: list[KernelImage], as_json: bool) -> None:
             str(image.path),
         )
     if found:
-        Console(highlight=False).print(table)
+        wide(Console(highlight=False)).print(table)
     for change in dict.fromkeys(change for image in found for change in image.changes):
         print(f"  ours: {change}")
 
