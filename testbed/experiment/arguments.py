@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from testbed.experiment.plan import Overrides
 from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
+from testbed.lab.pcapng import SNAPLEN
 from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
 
@@ -37,7 +38,10 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a run was asked to do. `patches` are the numbers that are on; limits are in seconds."""
+    """What a run was asked to do. `patches` are the numbers that are on; limits are in seconds.
+
+    `capture` is how many bytes of each frame are captured; None: no capture.
+    """
 
     patches: frozenset[int]
     overrides: Overrides
@@ -49,6 +53,7 @@ class RunOptions:
     expect: Expected = "pass"
     force: bool = False
     trace: bool = False
+    capture: int | None = None
     topology: str = ""
     argv: tuple[str, ...] = ()
 
@@ -65,6 +70,7 @@ class RunOptions:
             "without": self.without,
             "force": self.force,
             "trace": self.trace,
+            "capture": self.capture,
             **asdict(self.overrides),
             "time_limit": self.time_limit,
             "stall_limit": self.stall_limit,
@@ -116,6 +122,14 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how long swap may stand still (default %(default)s s)",
     )
+    parser.add_argument("--capture", action="store_true", help="write every frame of each host's link (pcapng)")
+    parser.add_argument(
+        "--capture-snaplen",
+        type=count(1, 65535),
+        default=SNAPLEN,
+        metavar="BYTES",
+        help="kept of each frame (default %(default)s)",
+    )
     parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
     parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
@@ -145,6 +159,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         expect=space.expect,
         force=space.force,
         trace=space.trace,
+        capture=space.capture_snaplen if space.capture else None,
         topology=topology,
         argv=tuple(argv),
     )
@@ -179,8 +194,8 @@ def _size(text: str) -> int:
     return size
 
 
-def count(least: int) -> Any:
-    """A converter of whole numbers from `least` on."""
+def count(least: int, most: int | None = None) -> Any:
+    """A converter of whole numbers from `least` on, up to `most`."""
     def parse(text: str) -> int:
         try:
             number = int(text)
@@ -188,6 +203,8 @@ def count(least: int) -> Any:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if number < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, not {number}")
+        if most is not None and number > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, not {number}")
         return number
 
     return parse

@@ -31,6 +31,7 @@ from testbed.experiment.topology import (
 )
 from testbed.hosts.plan import (
     BystanderPlan,
+    CapturePlan,
     ClientHost,
     ClientPlan,
     Interface,
@@ -154,6 +155,12 @@ class Plan:
     clients: tuple[ClientPlan, ...]
     neighbours: tuple[NeighbourPlan, ...]
     warnings: tuple[str, ...]
+    captures: tuple[CapturePlan, ...] = ()
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Every host's one interface."""
+        return tuple(interface for segment in self.segments for interface in segment.interfaces)
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:

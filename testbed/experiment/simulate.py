@@ -60,6 +60,8 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
 
 def _check(plan: Plan) -> None:
     """Refuse what is not simulated: TCP other than the swap connection's, and address resolution."""
+    if plan.captures:
+        raise LabError("the simulator's frames have no bytes that could be captured: run it for real")
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
     for client in plan.clients:
