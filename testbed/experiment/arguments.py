@@ -49,11 +49,11 @@ class RunOptions:
     time_limit: float = TIME_LIMIT_S
     stall_limit: float = STALL_LIMIT_S
     out: Path | None = None
+    capture: int | None = None
     json: bool = False
     expect: Expected = "pass"
     force: bool = False
     trace: bool = False
-    capture: int | None = None
     topology: str = ""
     argv: tuple[str, ...] = ()
 
@@ -112,6 +112,14 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-free-kbytes", type=count(1), metavar="N", help="size of the reserve, in KiB")
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
     parser.add_argument("--tasks", type=count(1), metavar="N", help="tasks of each client")
+    parser.add_argument("--capture", action="store_true", help="write every frame of each host's link (pcapng)")
+    parser.add_argument(
+        "--capture-snaplen",
+        type=count(1, 65535),
+        default=SNAPLEN,
+        metavar="BYTES",
+        help="kept of each frame (default %(default)s)",
+    )
     parser.add_argument(
         "--time-limit", type=_duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
     )
@@ -121,14 +129,6 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         default=STALL_LIMIT_S,
         metavar="S",
         help="how long swap may stand still (default %(default)s s)",
-    )
-    parser.add_argument("--capture", action="store_true", help="write every frame of each host's link (pcapng)")
-    parser.add_argument(
-        "--capture-snaplen",
-        type=count(1, 65535),
-        default=SNAPLEN,
-        metavar="BYTES",
-        help="kept of each frame (default %(default)s)",
     )
     parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
@@ -155,11 +155,11 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         time_limit=space.time_limit,
         stall_limit=space.stall_limit,
         out=space.out,
+        capture=space.capture_snaplen if space.capture else None,
         json=space.json,
         expect=space.expect,
         force=space.force,
         trace=space.trace,
-        capture=space.capture_snaplen if space.capture else None,
         topology=topology,
         argv=tuple(argv),
     )

@@ -158,11 +158,6 @@ class Plan:
     captures: tuple[CapturePlan, ...] = ()
 
     @property
-    def interfaces(self) -> tuple[Interface, ...]:
-        """Every host's one interface."""
-        return tuple(interface for segment in self.segments for interface in segment.interfaces)
-
-    @property
     def floods(self) -> tuple[FloodPlan, ...]:
         """All floods, in the order of the neighbours."""
         return tuple(flood for neighbour in self.neighbours for flood in neighbour.floods)
@@ -171,6 +166,11 @@ class Plan:
     def streams(self) -> tuple[StreamPlan, ...]:
         """All TCP streams, in the order of the neighbours."""
         return tuple(stream for neighbour in self.neighbours for stream in neighbour.streams)
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Every host's one interface."""
+        return tuple(interface for segment in self.segments for interface in segment.interfaces)
 
     def canary_source(self, client: ClientPlan) -> NeighbourPlan:
         """The neighbour that sends canaries to `client`: the first one on its segment."""

@@ -94,22 +94,13 @@ class _Start:
         self._captures: dict[str, CapturePlan] = {}
 
     def all(self, plan: Plan) -> None:
-        self._captures = {capture.host: capture for capture in plan.captures}
-        for capture in plan.captures:
-            if capture.host not in self.network.nics:
-                self._sniffer(capture)
+        self._sniffers(plan)
         for server in plan.servers:
             self._server(server)
         for client in plan.clients:
             self._client(client, plan.canary_source(client))
         for neighbour in plan.neighbours:
             self._floods(neighbour)
-
-    def _sniffer(self, capture: CapturePlan) -> None:
-        """An emulated client captures its link itself, since it alone knows why it drops what; others are looked at."""
-        spec = SnifferSpec(capture.host, HOST_INTERFACE, capture.path, capture.snaplen)
-        name, namespaces = f"capture of {capture.host}", [self.network.hosts[capture.host]]
-        self.coordinator.add(self.processes.spawn(name, sniffer_main, spec, namespaces))
 
     def _server(self, server: ServerPlan) -> None:
         host = self.network.hosts[server.name]
@@ -132,6 +123,15 @@ class _Start:
             name, flood_main, FloodSpec(name, "eth0", (), profile), [self.network.hosts[source.name]]
         )
         self.coordinator.add_client(plan, process, canary)
+
+    def _sniffers(self, plan: Plan) -> None:
+        """An emulated client captures its link itself, since it alone knows why it drops what; others are looked at."""
+        self._captures = {capture.host: capture for capture in plan.captures}
+        for capture in plan.captures:
+            if capture.host not in self.network.nics:
+                spec = SnifferSpec(capture.host, HOST_INTERFACE, capture.path, capture.snaplen)
+                name, namespaces = f"capture of {capture.host}", [self.network.hosts[capture.host]]
+                self.coordinator.add(self.processes.spawn(name, sniffer_main, spec, namespaces))
 
     def _floods(self, neighbour: NeighbourPlan) -> None:
         for traffic in neighbour.by_start():

@@ -60,8 +60,6 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
 
 def _check(plan: Plan) -> None:
     """Refuse what is not simulated: TCP other than the swap connection's, and address resolution."""
-    if plan.captures:
-        raise LabError("the simulator's frames have no bytes that could be captured: run it for real")
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
     for client in plan.clients:
@@ -71,6 +69,8 @@ def _check(plan: Plan) -> None:
             raise LabError(f"the simulator has no TCP bystanders, which {client.name} has: run it for real")
         if client.neighbour_timeout is not None:
             raise LabError(f"the simulator has no neighbour_timeout, which {client.name} has: run it for real")
+    if plan.captures:
+        raise LabError("the simulator's frames have no bytes that could be captured: run it for real")
 
 
 class _VirtualClock:
