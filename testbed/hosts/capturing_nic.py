@@ -32,6 +32,11 @@ class Held:
     name: str
     verdicts: list[int] | None
 
+    def ends(self, held: HeldFrame) -> list[int]:
+        """Each segment's verdict: HELD for what waits still."""
+        before = self.verdicts or [HELD] * len(held.verdicts)
+        return [late if early == HELD else early for early, late in zip(before, held.verdicts, strict=True)]
+
 
 class CapturingNic(Nic):
     """A Nic that writes `capture`. Its watermarks are told in the comments."""
@@ -85,9 +90,7 @@ class CapturingNic(Nic):
             self._decided(waited, held)
 
     def _decided(self, waited: Held, held: HeldFrame) -> None:
-        before = waited.verdicts or [HELD] * len(held.verdicts)
-        verdicts = [late if early == HELD else early for early, late in zip(before, held.verdicts, strict=True)]
-        self._capture.frame(*waited.frame, INBOUND, self.comment(waited.name, Counter(verdicts)))
+        self._capture.frame(*waited.frame, INBOUND, self.comment(waited.name, Counter(waited.ends(held))))
 
     def _transmit(self, block: FrameBlock, kinds: list[int], refused: set[int]) -> None:
         super()._transmit(block, kinds, refused)
@@ -109,8 +112,11 @@ class CapturingNic(Nic):
 
     def close(self) -> None:
         """Write what still waits, end the capture, let go of the rings."""
-        for waited in self._waiting.values():
-            self._capture.frame(*waited.frame, INBOUND, f"still in the backlog of socket {waited.name}")
+        for held, waited in self._waiting.items():
+            ends = Counter(waited.ends(held))
+            pending = f"pending: {ends.pop(HELD)} in the backlog of socket {waited.name}"
+            comments = filter(None, (pending, self.comment(waited.name, ends)))
+            self._capture.frame(*waited.frame, INBOUND, "; ".join(comments))
         self._capture.close(self.wire_ring.statistics()[1] + self.inner_ring.statistics()[1])
         super().close()
 
