@@ -70,6 +70,7 @@ def test_every_dropped_frame_is_in_the_capture_with_its_reason(tmp_path: Path, g
     floods = (UdpFlood(pps=3_000, size=1000), VlanUdpFlood(pps=100), TcpStream(bytes_per_second="2M"))
     plan = small_plan(*floods, gso=gso, bystanders=bystanders)
     result = captured(plan, tmp_path)
+    assert result.outcome != "error", result.error
     assert [capture.link for capture in result.captures] == ["server", "client", "noise"]
     seen = read(tmp_path / "capture-client.pcapng")
     ours = next(capture for capture in result.captures if capture.link == "client")
