@@ -11,6 +11,8 @@ import pytest
 from testbed.lab.builder import Lab
 from testbed.lab.namespace import NetworkNamespace
 
+__all__ = ["MAC_A", "MAC_B", "Lab", "Path3", "Wire"]
+
 MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 
 
