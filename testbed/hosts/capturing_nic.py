@@ -26,16 +26,15 @@ from testbed.net.drop_reason import SITES, DropReason
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A frame in a backlog: what is to be written of it, whose it is, and the verdicts there are already."""
+    """A frame for a socket with an owner: what is to be written, whose it is, and its segments' verdicts at first."""
 
     frame: KeptFrame
     name: str
-    verdicts: list[int] | None
+    verdicts: list[int]
 
     def ends(self, held: HeldFrame) -> list[int]:
         """Each segment's verdict: HELD for what waits still."""
-        before = self.verdicts or [HELD] * len(held.verdicts)
-        return [late if early == HELD else early for early, late in zip(before, held.verdicts, strict=True)]
+        return [late if early == HELD else early for early, late in zip(self.verdicts, held.verdicts, strict=True)]
 
 
 class CapturingNic(Nic):
@@ -78,7 +77,8 @@ class CapturingNic(Nic):
         for index, held in batch.held.items():
             time_ns, data, length = frames[number_of[index]]
             name = batch.kinds[batch.codes[index]].name
-            waited = Held((time_ns, bytes(data), length), name, batch.mixed.get(index))
+            verdicts = batch.mixed.get(index) or [batch.verdicts[index]] * len(held.verdicts)
+            waited = Held((time_ns, bytes(data), length), name, verdicts)
             if held.waiting:
                 self._waiting[held] = waited
             else:
