@@ -59,7 +59,7 @@ def read(path: Path) -> Seen:
 
 
 def captured(plan: Plan, out: Path, snaplen: int = SNAPLEN) -> Result:
-    options = RunOptions(frozenset(PATCHES), Overrides(), 1, 120.0, 6.0, out, capture=snaplen)
+    options = RunOptions(frozenset(PATCHES), Overrides(), 1, 15.0, 6.0, out, capture=snaplen)
     return run(plan, options, NoView())
 
 
