@@ -14,6 +14,7 @@ from testbed.experiment.arguments import Parser, add_run_options, options_from
 from testbed.experiment.command import CANNOT_RUN, execute, simulate
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
+from testbed.experiment.search import command as search
 from testbed.hosts.kernel import command as kernel
 from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute, setup_per_zone_wmarks
 from testbed.mm.zone_layout import LAYOUTS, ZoneType, lowmem_reserve, zone_spans
@@ -30,6 +31,7 @@ def parser() -> Parser:
     run.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(run)
     ablate.add_arguments(commands.add_parser("ablate", help="find out what each patch is worth, and which are needed"))
+    search.add_arguments(commands.add_parser("search", help="find out how much of something a host survives"))
     simulation = commands.add_parser("simulate", help="the same on virtual time: no root, no network, repeatable")
     simulation.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(simulation)
@@ -117,7 +119,7 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
-_WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run}
+_WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run, "search": search.run}
 _RUNS = {"run": execute, "simulate": simulate}
 _OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean, "kernel": kernel.run}
 

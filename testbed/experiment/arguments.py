@@ -15,6 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from testbed.experiment.plan import Overrides
 from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
+from testbed.lab.pcapng import SNAPLEN
 from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
 
@@ -37,7 +38,10 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What a run was asked to do. `patches` are the numbers that are on; limits are in seconds."""
+    """What a run was asked to do. `patches` are the numbers that are on; limits are in seconds.
+
+    `capture` is how many bytes of each frame are captured; None: no capture.
+    """
 
     patches: frozenset[int]
     overrides: Overrides
@@ -45,6 +49,7 @@ class RunOptions:
     time_limit: float = TIME_LIMIT_S
     stall_limit: float = STALL_LIMIT_S
     out: Path | None = None
+    capture: int | None = None
     json: bool = False
     expect: Expected = "pass"
     force: bool = False
@@ -65,6 +70,7 @@ class RunOptions:
             "without": self.without,
             "force": self.force,
             "trace": self.trace,
+            "capture": self.capture,
             **asdict(self.overrides),
             "time_limit": self.time_limit,
             "stall_limit": self.stall_limit,
@@ -106,6 +112,14 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--min-free-kbytes", type=count(1), metavar="N", help="size of the reserve, in KiB")
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
     parser.add_argument("--tasks", type=count(1), metavar="N", help="tasks of each client")
+    parser.add_argument("--capture", action="store_true", help="write every frame of each host's link (pcapng)")
+    parser.add_argument(
+        "--capture-snaplen",
+        type=count(1, 65535),
+        default=SNAPLEN,
+        metavar="BYTES",
+        help="kept of each frame (default %(default)s)",
+    )
     parser.add_argument(
         "--time-limit", type=_duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
     )
@@ -141,6 +155,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         time_limit=space.time_limit,
         stall_limit=space.stall_limit,
         out=space.out,
+        capture=space.capture_snaplen if space.capture else None,
         json=space.json,
         expect=space.expect,
         force=space.force,
@@ -179,8 +194,8 @@ def _size(text: str) -> int:
     return size
 
 
-def count(least: int) -> Any:
-    """A converter of whole numbers from `least` on."""
+def count(least: int, most: int | None = None) -> Any:
+    """A converter of whole numbers from `least` on, up to `most`."""
     def parse(text: str) -> int:
         try:
             number = int(text)
@@ -188,6 +203,8 @@ def count(least: int) -> Any:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
         if number < least:
             raise argparse.ArgumentTypeError(f"must be at least {least}, not {number}")
+        if most is not None and number > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, not {number}")
         return number
 
     return parse

@@ -88,8 +88,8 @@ class RunDirectory:
     def discard(self) -> None:
         """Take away what this run wrote, and the directories it made."""
         self._close()
-        for name in STREAMS:
-            (self.path / name).unlink(missing_ok=True)
+        for file in [*(self.path / name for name in STREAMS), *self.path.glob("capture-*.pcapng")]:
+            file.unlink(missing_ok=True)
         if self._made is not None:
             shutil.rmtree(self.path, ignore_errors=True)
             for directory in self.path.parents:

@@ -31,6 +31,7 @@ from testbed.experiment.topology import (
 )
 from testbed.hosts.plan import (
     BystanderPlan,
+    CapturePlan,
     ClientHost,
     ClientPlan,
     Interface,
@@ -154,6 +155,7 @@ class Plan:
     clients: tuple[ClientPlan, ...]
     neighbours: tuple[NeighbourPlan, ...]
     warnings: tuple[str, ...]
+    captures: tuple[CapturePlan, ...] = ()
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -164,6 +166,11 @@ class Plan:
     def streams(self) -> tuple[StreamPlan, ...]:
         """All TCP streams, in the order of the neighbours."""
         return tuple(stream for neighbour in self.neighbours for stream in neighbour.streams)
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """Every host's one interface."""
+        return tuple(interface for segment in self.segments for interface in segment.interfaces)
 
     def canary_source(self, client: ClientPlan) -> NeighbourPlan:
         """The neighbour that sends canaries to `client`: the first one on its segment."""

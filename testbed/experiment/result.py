@@ -97,6 +97,18 @@ class Witness(msgspec.Struct):
     what: str = ""
 
 
+class Capture(msgspec.Struct, frozen=True):
+    """The capture of one host's link: a file in the run's directory, the frames in it, and those that are missing.
+
+    Both are None for a file that was not ended, because its writer was killed.
+    """
+
+    link: str
+    file: str
+    frames: int | None
+    lost: int | None
+
+
 class ClientResult(msgspec.Struct):
     """One client's own numbers. `stalled_after_s` is when it last moved, from the start of the workload; None if it
     did not stall."""
@@ -137,6 +149,7 @@ class Result(msgspec.Struct, kw_only=True):
     times: Times = msgspec.field(default_factory=Times)
     arguments: dict[str, Any] = {}
     clients: list[ClientResult] = []
+    captures: list[Capture] = []
     limits: list[str] = []
     warnings: list[str] = []
     topology: str = ""

@@ -15,9 +15,10 @@ from testbed.experiment.network import Network
 from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan, StreamPlan
 from testbed.hosts.messages import Shutdown
 from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
-from testbed.hosts.plan import ClientPlan, ServerPlan
+from testbed.hosts.plan import CapturePlan, ClientPlan, ServerPlan
 from testbed.hosts.server_program import ServerPrograms
-from testbed.hosts.swap_client import SwapClientSpec, swap_client_main
+from testbed.hosts.swap_client import HOST_INTERFACE, SwapClientSpec, swap_client_main
+from testbed.lab.capture import SnifferSpec, sniffer_main
 from testbed.lab.neighbour import CanaryProfile, FloodProfile, FloodSpec, flood_main
 from testbed.lab.process import HostProcess
 from testbed.lab.stream import StreamProfile
@@ -90,8 +91,10 @@ class _Start:
         self.seed = seed
         self._stack = stack
         self._exports: dict[str, str] = {}
+        self._captures: dict[str, CapturePlan] = {}
 
     def all(self, plan: Plan) -> None:
+        self._sniffers(plan)
         for server in plan.servers:
             self._server(server)
         for client in plan.clients:
@@ -112,7 +115,7 @@ class _Start:
         if plan.name in self._exports:
             plan = replace(plan, swap=replace(plan.swap, export=self._exports[plan.name]))
         host, nic = self.network.hosts[plan.name], self.network.nics[plan.name]
-        spec = SwapClientSpec(plan, self.coordinator.patches, self.seed, host)
+        spec = SwapClientSpec(plan, self.coordinator.patches, self.seed, host, self._captures.get(plan.name))
         process = self.processes.spawn(plan.name, swap_client_main, spec, [nic, host])
         name = f"canary for {plan.name}"
         profile = CanaryProfile(plan.interface.address, plan.canary_port)
@@ -120,6 +123,15 @@ class _Start:
             name, flood_main, FloodSpec(name, "eth0", (), profile), [self.network.hosts[source.name]]
         )
         self.coordinator.add_client(plan, process, canary)
+
+    def _sniffers(self, plan: Plan) -> None:
+        """An emulated client captures its link itself, since it alone knows why it drops what; others are looked at."""
+        self._captures = {capture.host: capture for capture in plan.captures}
+        for capture in plan.captures:
+            if capture.host not in self.network.nics:
+                spec = SnifferSpec(capture.host, HOST_INTERFACE, capture.path, capture.snaplen)
+                name, namespaces = f"capture of {capture.host}", [self.network.hosts[capture.host]]
+                self.coordinator.add(self.processes.spawn(name, sniffer_main, spec, namespaces))
 
     def _floods(self, neighbour: NeighbourPlan) -> None:
         for traffic in neighbour.by_start():

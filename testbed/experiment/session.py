@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
@@ -17,6 +18,7 @@ from testbed.experiment.live import View, watch
 from testbed.experiment.output import RunDirectory
 from testbed.experiment.plan import Plan
 from testbed.experiment.result import (
+    Capture,
     FloodTotals,
     Result,
     add_up,
@@ -33,8 +35,9 @@ from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
 from testbed.experiment.version import project_version
 from testbed.hosts.messages import Event, Sample
-from testbed.hosts.plan import TracePlan
+from testbed.hosts.plan import CapturePlan, TracePlan
 from testbed.lab.errors import LabError
+from testbed.lab.pcapng import read_statistics
 from testbed.patches import without_base
 
 
@@ -83,6 +86,8 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
             recorder = Recorder(directory, watching)
             if options.trace:
                 plan = _traced(plan, directory)
+            if options.capture is not None:
+                plan = _captured(plan, directory, options.capture)
             try:
                 limits = Limits(options.time_limit, options.stall_limit)
                 record = execute(plan, options.patches, options.seed, limits, recorder)
@@ -93,6 +98,7 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
         for client in record.evidence.clients:
             directory.ledger(client.name, (client.report or {}).get("ledger", []))
         result = compose(plan, options, record)
+        result.captures = captures(plan)
         result.directory = str(directory.path)
         result.wall_s = round(time.monotonic() - started, 3)
         directory.finish(result)
@@ -106,6 +112,24 @@ def _traced(plan: Plan, directory: RunDirectory) -> Plan:
         for number, client in enumerate(plan.clients)
     )
     return replace(plan, clients=clients)
+
+
+def _captured(plan: Plan, directory: RunDirectory, snaplen: int) -> Plan:
+    """The plan with a capture of each host's link, `capture-HOST.pcapng`."""
+    hosts = [interface.host for interface in plan.interfaces]
+    paths = [str(directory.file(f"capture-{host}.pcapng")) for host in hosts]
+    return replace(plan, captures=tuple(CapturePlan(*each, snaplen) for each in zip(hosts, paths, strict=True)))
+
+
+def captures(plan: Plan) -> list[Capture]:
+    """What the captures of a run that has ended hold."""
+    found = []
+    for path, host in ((Path(capture.path), capture.host) for capture in plan.captures):
+        if path.exists():
+            statistics = read_statistics(path)
+            counts = (None, None) if statistics is None else (statistics.written, statistics.lost)
+            found.append(Capture(host, path.name, *counts))
+    return found
 
 
 def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:

@@ -69,6 +69,8 @@ def _check(plan: Plan) -> None:
             raise LabError(f"the simulator has no TCP bystanders, which {client.name} has: run it for real")
         if client.neighbour_timeout is not None:
             raise LabError(f"the simulator has no neighbour_timeout, which {client.name} has: run it for real")
+    if plan.captures:
+        raise LabError("the simulator's frames have no bytes that could be captured: run it for real")
 
 
 class _VirtualClock:

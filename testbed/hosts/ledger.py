@@ -23,10 +23,12 @@ class Ledger:
         self.totals: Tally = {}
         self.rows: list[dict[str, Any]] = []
         self._open: dict[Key, list[int]] = {}
+        self.nr_free_pages = memory.nr_free_pages
+        """Free pages when frames were last entered."""
 
     def tally(self, counts: Tally) -> None:
         """Enter the frames of one poll."""
-        free = self._memory.nr_free_pages
+        free = self.nr_free_pages = self._memory.nr_free_pages
         totals, interval = self.totals, self._open
         for key, count in counts.items():
             totals[key] = totals.get(key, 0) + count

@@ -121,6 +121,8 @@ class Nic:
 
     def _pass_on(self, held: HeldFrame) -> None:
         """A frame has left the backlog of its socket. With offloads its checksum is not complete yet."""
+        if not any(held.kept):
+            return
         whole = len(held.kept) == 1
         if held.data[IP_PROTOCOL_AT] == IPPROTO_TCP and (self.gso or not whole):
             frames = kept_segments(held.data, len(held.data) if whole else held.gso_size, held.kept)
@@ -135,6 +137,10 @@ class Nic:
             return
         kinds = self._outgoing.kinds(block)
         refused = {kind for kind in set(kinds) if not self._control.has_memory(kind, kinds.count(kind))}
+        self._transmit(block, kinds, refused)
+        self.inner_ring.release(block)
+
+    def _transmit(self, block: FrameBlock, kinds: list[int], refused: set[int]) -> None:
         if refused:
             sent = np.array([index for index, kind in enumerate(kinds) if kind not in refused], np.intp)
             self.to_wire.send(block, sent)
@@ -142,7 +148,6 @@ class Nic:
         else:
             self.to_wire.send(block)
             self.device.netstat.tx_packets += block.count
-        self.inner_ring.release(block)
 
     def wire_rx_packets(self) -> int:
         """Packets that the kernel itself has counted on the wire's veth since the ring was opened."""

@@ -91,6 +91,15 @@ class TracePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class CapturePlan:
+    """Where the capture of a host's link goes, and how many bytes of each frame are kept."""
+
+    host: str
+    path: str
+    snaplen: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClientPlan:
     """A swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from multiprocess.connection import Connection
 
 from testbed.hosts.bystander import udp_socket
+from testbed.hosts.capturing_nic import CapturingNic
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.emulated_client import EmulatedClient
 from testbed.hosts.messages import Shutdown
 from testbed.hosts.nic import Nic
-from testbed.hosts.plan import ClientPlan
+from testbed.hosts.plan import CapturePlan, ClientPlan
 from testbed.hosts.real_buffer import enlarge
 from testbed.hosts.tcp_bystander import tcp_listener
+from testbed.lab.capture import Capture
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
@@ -42,17 +44,21 @@ TCP_INFO_BYTES_RECEIVED = 128
 
 @dataclass(frozen=True, slots=True)
 class SwapClientSpec:
-    """What the process needs: its part of the plan, the patches that are on, the seed, the host's own namespace."""
+    """What the process needs: its part of the plan, the patches that are on, the seed, the host's own namespace.
+
+    `capture` is for a client whose link is captured.
+    """
 
     plan: ClientPlan
     patches: frozenset[int]
     seed: int
     host: NetworkNamespace
+    capture: CapturePlan | None = None
 
 
 def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
     """The whole life of a swap client process; the caller has put it into the NIC's namespace."""
-    nic = Nic(WIRE, INNER, gso=spec.plan.gso)
+    nic = _nic(spec)
     spec.host.join()
     try:
         client = EmulatedClient(
@@ -63,6 +69,14 @@ def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
         asyncio.run(_run(client, channel))
     finally:
         nic.close()
+
+
+def _nic(spec: SwapClientSpec) -> Nic:
+    plan, asked = spec.plan, spec.capture
+    if asked is None:
+        return Nic(WIRE, INNER, gso=plan.gso)
+    capture = Capture(asked.path, asked.snaplen, plan.name)
+    return CapturingNic(WIRE, INNER, gso=plan.gso, capture=capture, watermarks=plan.watermarks)
 
 
 async def _run(client: EmulatedClient, channel: Connection) -> None:

@@ -31,6 +31,10 @@ VNET_HEADER = 10
 HEADER_BYTES = 128
 STATUS_USER, STATUS_CSUM_NOT_READY, STATUS_VLAN_VALID = 0x1, 0x8, 0x10
 
+PACKET_OUTGOING = 4
+_SLL_PKTTYPE = 32 + 10
+"""Where a slot has `sll_pkttype`: its sockaddr_ll follows the tpacket2_hdr."""
+
 _TPACKET_V2 = 1
 _ARPHRD_ETHER = 1
 PLAIN_OFFSET = 66
@@ -127,6 +131,18 @@ class FrameBlock:
         return seconds
 
     @property
+    def times_ns(self) -> npt.NDArray[np.int64]:
+        """The same in whole nanoseconds, (count,) int64 (a copy)."""
+        seconds = self._ring.seconds[self.start : self.stop].astype(np.int64)
+        return seconds * 1_000_000_000 + self._ring.nanoseconds[self.start : self.stop]
+
+    @property
+    def outgoing(self) -> Mask:
+        """True for a frame that the interface sent (sll_pkttype), (count,)."""
+        mask: Mask = self._ring.packet_types[self.start : self.stop] == PACKET_OUTGOING
+        return mask
+
+    @property
     def addresses(self) -> npt.NDArray[np.uint64]:
         """Where each frame begins in memory, its virtio header first if there is one, (count,) uint64."""
         return self._ring.addresses[self.start : self.stop]
@@ -158,11 +174,17 @@ class PacketRing:
     that is not scheduled for 20 ms has 5,000 frames waiting when 250,000 arrive a second). Without
     `gso` a slot takes a frame of the interface's MTU; with it, a 64 KiB segment with its virtio_net_hdr in front. Use
     `fileno()` with a selector: readable while the newest frame has not been released, so release before you wait.
+    With `outgoing` it sees both directions, and frames may lie anywhere in their slots: only `frame` finds them.
+    `room` is for slots that take longer frames than the MTU, bytes.
     """
 
-    def __init__(self, ifname: str, *, slots: int = 1024, gso: bool = False) -> None:
+    def __init__(
+        self, ifname: str, *, slots: int = 1024, gso: bool = False, outgoing: bool = False, room: int = 0
+    ) -> None:
         self.ifname = ifname
         self.gso = gso
+        self.outgoing = outgoing
+        self._room = room
         self.prefix = VNET_HEADER if gso else 0
         self._packets = 0
         self._drops = 0
@@ -190,12 +212,14 @@ class PacketRing:
 
     def _make_ring(self, slots: int) -> tuple[int, int]:
         """Ask the kernel for the ring; (bytes per slot, number of slots: at least as many as asked for)."""
-        size = _slot_size(GSO_OFFSET + _MAX_GSO_FRAME if self.gso else PLAIN_OFFSET + self.mtu + 14 + 4)
+        plain = PLAIN_OFFSET + max(self.mtu + 14 + 4, self._room)
+        size = _slot_size(GSO_OFFSET + _MAX_GSO_FRAME if self.gso else plain)
         per_block = min(_BLOCK // size, -(-slots * size // _PAGE) * _PAGE // size)
         blocks = -(-slots // per_block)
         option = self._socket.setsockopt
         option(SOL_PACKET, PACKET_VERSION, _TPACKET_V2)
-        option(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+        if not self.outgoing:
+            option(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         if self.gso:
             option(SOL_PACKET, PACKET_VNET_HDR, 1)
         option(SOL_PACKET, PACKET_RX_RING, struct.pack("=IIII", per_block * size, blocks, size, blocks * per_block))
@@ -217,6 +241,7 @@ class PacketRing:
         self.nanoseconds: Words = words[:, 5]
         self.vlan_tci: Shorts = shorts[:, 12]
         self.vlan_protocols: Shorts = shorts[:, 13]
+        self.packet_types: Bytes = rows[:, _SLL_PKTTYPE]
         self.headers: Bytes = rows[:, offset : offset + HEADER_BYTES]
         self.vnet: Bytes | None = rows[:, offset - VNET_HEADER : offset] if self.gso else None
         base = rows.ctypes.data + offset - self.prefix
@@ -238,7 +263,7 @@ class PacketRing:
             return None
         arrived = status[head : head + limit] & STATUS_USER
         count = int(arrived.argmin()) or limit
-        if self.offsets[head] != self.frame_offset:
+        if self.offsets[head] != self.frame_offset and not self.outgoing:
             raise LabError(f"frames of {self.ifname} are not plain Ethernet: use one end of a veth")
         self._head = (head + count) % self.slots
         self._outstanding += count
@@ -257,7 +282,7 @@ class PacketRing:
 
     def frame(self, slot: int) -> memoryview:
         """The frame in one slot, as far as it was captured."""
-        begin = slot * self.slot_size + self.frame_offset
+        begin = slot * self.slot_size + int(self.offsets[slot])
         return self.view[begin : begin + int(self.captured[slot])]
 
     def statistics(self) -> tuple[int, int]:
@@ -294,7 +319,7 @@ class PacketRing:
 
 _VIEWS = (
     *("view", "status", "lengths", "captured", "offsets", "seconds", "nanoseconds"),
-    *("vlan_tci", "vlan_protocols", "headers", "vnet", "addresses", "_memory"),
+    *("vlan_tci", "vlan_protocols", "packet_types", "headers", "vnet", "addresses", "_memory"),
 )
 
 

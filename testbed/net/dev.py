@@ -70,18 +70,24 @@ class Kind(NamedTuple):
 
 
 class HeldFrame:
-    """A frame in a socket's backlog. `kept` says, once nothing of it is waiting, which of its segments got through.
+    """A frame in a socket's backlog. `verdicts` says, once nothing of it is waiting, where its segments ended.
 
-    `data` is for whoever hands frames on: what they need for this one, to be kept until then.
+    What never came to the backlog remains HELD there. `data` is for whoever hands frames on: what they need for this
+    one, to be kept until then.
     """
 
-    __slots__ = ("data", "gso_size", "kept", "waiting")
+    __slots__ = ("data", "gso_size", "verdicts", "waiting")
 
     def __init__(self, segments: int, gso_size: int) -> None:
-        self.kept = [False] * segments
+        self.verdicts = [HELD] * segments
         self.gso_size = gso_size
         self.waiting = 0
         self.data: Any = None
+
+    @property
+    def kept(self) -> list[bool]:
+        """Which of its segments got through."""
+        return [verdict == DELIVERED for verdict in self.verdicts]
 
 
 class HeldSegments(NamedTuple):
@@ -97,11 +103,12 @@ class RxBatch:
 
     `segments` is how many wire frames a GSO frame stands for and `gso_size` the bytes of data in each but the last;
     `end_seq` the stream offset at which a TCP frame's data ends. `lengths` are the frames' own, bytes, if the driver
-    copies short ones. The receive path fills `verdicts`, `cut` for a GSO frame of which only some segments (True) got
-    through, and `held` for a frame that went to a backlog.
+    copies short ones. The receive path fills `verdicts`, `mixed` with each segment's own for a GSO frame whose segments
+    fared differently, `cut` for one of which only some (True) got through, and `held` for a frame that went to a
+    backlog.
     """
 
-    __slots__ = ("codes", "cut", "end_seq", "gso_size", "held", "kinds", "lengths", "segments", "verdicts")
+    __slots__ = ("codes", "cut", "end_seq", "gso_size", "held", "kinds", "lengths", "mixed", "segments", "verdicts")
 
     def __init__(  # noqa: PLR0917
         self,
@@ -127,6 +134,7 @@ class RxBatch:
         self.gso_size = gso_size
         self.lengths: Sequence[int] | None = None
         self.verdicts: list[int] = []
+        self.mixed: dict[int, list[int]] = {}
         self.cut: dict[int, list[bool]] = {}
         self.held: dict[int, HeldFrame] = {}
 
@@ -146,7 +154,7 @@ class RxBatch:
         if frame is None:
             segments = 1 if self.segments is None else self.segments[index]
             frame = self.held[index] = HeldFrame(segments, 0 if self.gso_size is None else self.gso_size[index])
-        end = len(frame.kept) - followers
+        end = len(frame.verdicts) - followers
         return HeldSegments(frame, slice(end - count, end), self.kinds[self.codes[index]].name)
 
 
@@ -196,7 +204,7 @@ class NetDevice:
         self.stack_pfmemalloc = False
         """The last skb for the stack itself lay in reserve memory: its answer is sent with PF_MEMALLOC."""
         self.pass_on: Callable[[HeldFrame], None] = _nothing
-        """Told of each held frame of which something got through, once it has left the backlog."""
+        """Told of each held frame once it has left the backlog."""
         self._tally = tally
         self._counts: Tally = {}
 
@@ -440,7 +448,8 @@ class NetDevice:
         return skb
 
     def _cut(self, batch: RxBatch, index: int, verdicts: list[int]) -> None:
-        """Some segments of a GSO frame got through and some did not."""
+        """The segments of a GSO frame did not all end in the same place."""
+        batch.mixed[index] = verdicts
         through = [verdict == DELIVERED for verdict in verdicts]
         if any(through):
             batch.verdicts[index] = DELIVERED
@@ -552,9 +561,9 @@ class NetDevice:
             verdict = rcv(waiting)
             self._tally({(verdict, segments.name, pfmemalloc): count})
             frame = segments.frame
-            frame.kept[segments.numbers] = [verdict == DELIVERED] * count
+            frame.verdicts[segments.numbers] = [verdict] * count
             frame.waiting -= 1
-            if not frame.waiting and any(frame.kept):
+            if not frame.waiting:
                 self.pass_on(frame)
 
         refused = self.socket_memory.sk_add_backlog(sk, skb, limit, backlog_rcv)

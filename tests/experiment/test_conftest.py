@@ -46,7 +46,7 @@ def outcomes(folder: Path, **environment: str) -> tuple[dict[str, str], str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"],
         cwd=folder,
-        env={**os.environ, "TESTBED_REQUIRE_ALL": "", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TESTBED_REQUIRE_ALL": "", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -76,7 +76,7 @@ def test_where_all_are_required_it_is_a_failure_that_says_why(folder: Path) -> N
         "test_known": "XFAIL",
         "test_plain": "SKIPPED",
     }
-    assert "skipped (needs the program no-such-program: install it), but TESTBED_REQUIRE_ALL=1" in text
+    assert "needs program:no-such-program, which --testbed-require requires: no-such-program is not installed" in text
 
 
 @pytest.mark.root

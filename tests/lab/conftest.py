@@ -1,43 +1,19 @@
-"""Namespaces for the tests, gone again when each test ends; skips what this user may not do."""
+"""Namespaces for the tests, gone again when each test ends."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from testbed.lab.link import add_veth, set_up, wait_up
-from testbed.lab.namespace import NetworkNamespace, wait_gone
+from testbed.lab.builder import Lab
+from testbed.lab.namespace import NetworkNamespace
 
-CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
+__all__ = ["MAC_A", "MAC_B", "Lab", "Path3", "Wire"]
+
 MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
-
-
-def missing_capability() -> str | None:
-    status = Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0]
-    held = int(status, 16)
-    return next((name for name, bit in CAPABILITIES.items() if not held >> bit & 1), None)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = missing_capability()
-    for item in items:
-        if missing and item.get_closest_marker("root"):
-            item.add_marker(pytest.mark.skip(reason=f"needs {missing}"))
-
-
-class Lab:
-    """Makes namespaces for one test."""
-
-    def __init__(self) -> None:
-        self.namespaces: list[NetworkNamespace] = []
-
-    def namespace(self) -> NetworkNamespace:
-        self.namespaces.append(NetworkNamespace.create())
-        return self.namespaces[-1]
 
 
 @dataclass
@@ -58,33 +34,17 @@ class Path3:
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    made = Lab()
-    yield made
-    wait_gone(made.namespaces)
-
-
-@pytest.fixture
 def wire(lab: Lab) -> Wire:
     pair = Wire(lab.namespace(), lab.namespace())
-    add_veth((pair.a, "eth0"), (pair.b, "eth0"), mac_a=MAC_A, mac_b=MAC_B)
-    for namespace in (pair.a, pair.b):
-        set_up(namespace, "eth0")
-    for namespace in (pair.a, pair.b):
-        wait_up(namespace, "eth0")
+    lab.link((pair.a, "eth0"), (pair.b, "eth0"), mac_a=MAC_A, mac_b=MAC_B)
     return pair
 
 
 @pytest.fixture
 def path(lab: Lab) -> Path3:
     three = Path3(lab.namespace(), lab.namespace(), lab.namespace())
-    add_veth((three.a, "eth0"), (three.middle, "left"), mac_a=MAC_A)
-    add_veth((three.b, "eth0"), (three.middle, "right"), mac_a=MAC_B)
-    ends = ((three.a, "eth0"), (three.middle, "left"), (three.middle, "right"), (three.b, "eth0"))
-    for namespace, ifname in ends:
-        set_up(namespace, ifname)
-    for namespace, ifname in ends:
-        wait_up(namespace, ifname)
+    lab.link((three.a, "eth0"), (three.middle, "left"), mac_a=MAC_A)
+    lab.link((three.b, "eth0"), (three.middle, "right"), mac_a=MAC_B)
     return three
 
 

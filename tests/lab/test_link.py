@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
+from testbed.lab.builder import Lab
 from testbed.lab.errors import LabError
 from testbed.lab.hosts import HostPort, add_hosts
 from testbed.lab.link import (
@@ -27,7 +28,7 @@ from testbed.lab.link import (
     wait_up,
 )
 from testbed.lab.namespace import NetworkNamespace, wait_gone
-from tests.lab.conftest import MAC_B, Lab, Wire
+from tests.lab.conftest import MAC_B, Wire
 
 pytestmark = pytest.mark.root
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from testbed.lab import namespace as module
+from testbed.lab.builder import Lab
 from testbed.lab.errors import LabError
 from testbed.lab.link import add_bridge, add_veth, set_address, set_down, set_up
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 from testbed.lab.rtnetlink import RouteSocket
-from tests.lab.conftest import Lab, Wire
+from tests.lab.conftest import Wire
 from tests.lab.helpers import eventually, holders_of
 
 pytestmark = pytest.mark.root

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from testbed.hosts.messages import Event, Failed, Finished, Ready, Shutdown, StartFlood
+from testbed.lab.builder import Lab
 from testbed.lab.errors import LabError
 from testbed.lab.link import add_bridge
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.process import HostProcess
 from testbed.lab.program import run_program
-from tests.lab.conftest import Lab
 from tests.lab.helpers import eventually, holders_of, is_running
 
 pytestmark = pytest.mark.root

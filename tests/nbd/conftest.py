@@ -1,6 +1,5 @@
 """Fixtures that start servers, ours or other people's, and end exactly those again."""
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,12 +20,6 @@ settings.load_profile("nbd")
 
 StartServer = Callable[[Mapping[str, Export]], tuple[NbdServer, Path]]
 StartProgram = Callable[[ServerCommand, int], "subprocess.Popen[bytes]"]
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    for marker in item.iter_markers("program"):
-        if shutil.which(marker.args[0]) is None:
-            pytest.skip(f"{marker.args[0]} is not installed")
 
 
 @pytest.fixture
