@@ -146,7 +146,10 @@ class SegmentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care."""
+    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care.
+
+    `fault_links` names the hosts whose link can have faults, which something in the middle of it has to bring about.
+    """
 
     name: str
     segments: tuple[SegmentPlan, ...]
@@ -154,6 +157,7 @@ class Plan:
     clients: tuple[ClientPlan, ...]
     neighbours: tuple[NeighbourPlan, ...]
     warnings: tuple[str, ...]
+    fault_links: frozenset[str] = frozenset()
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -164,6 +168,12 @@ class Plan:
     def streams(self) -> tuple[StreamPlan, ...]:
         """All TCP streams, in the order of the neighbours."""
         return tuple(stream for neighbour in self.neighbours for stream in neighbour.streams)
+
+    def with_whole_frames(self) -> Plan:
+        """The plan with `gso` off for all clients if a link can have faults: these act on frames, and on checksums."""
+        if not self.fault_links:
+            return self
+        return replace(self, clients=tuple(replace(client, gso=False) for client in self.clients))
 
     def canary_source(self, client: ClientPlan) -> NeighbourPlan:
         """The neighbour that sends canaries to `client`: the first one on its segment."""
