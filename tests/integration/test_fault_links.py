@@ -90,9 +90,7 @@ def test_relays_in_several_links_without_faults_change_nothing(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("blinded", ["taken", "sent"])
-def test_a_relay_that_loses_a_frame_in_silence_turns_the_run_red(
-    monkeypatch: pytest.MonkeyPatch, blinded: str
-) -> None:
+def test_a_relay_that_loses_a_frame_in_silence_turns_the_run_red(monkeypatch: pytest.MonkeyPatch, blinded: str) -> None:
     if blinded == "taken":
         monkeypatch.setattr(Stack, "passed", lambda self, frames: None)
     else:
