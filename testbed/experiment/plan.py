@@ -147,7 +147,10 @@ class SegmentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care."""
+    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care.
+
+    `fault_links` names the hosts whose link can have faults, which something in the middle of it has to bring about.
+    """
 
     name: str
     segments: tuple[SegmentPlan, ...]
@@ -156,6 +159,7 @@ class Plan:
     neighbours: tuple[NeighbourPlan, ...]
     warnings: tuple[str, ...]
     captures: tuple[CapturePlan, ...] = ()
+    fault_links: frozenset[str] = frozenset()
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -171,6 +175,12 @@ class Plan:
     def interfaces(self) -> tuple[Interface, ...]:
         """Every host's one interface."""
         return tuple(interface for segment in self.segments for interface in segment.interfaces)
+
+    def with_whole_frames(self) -> Plan:
+        """The plan with `gso` off for all clients if a link can have faults: these act on frames, and on checksums."""
+        if not self.fault_links:
+            return self
+        return replace(self, clients=tuple(replace(client, gso=False) for client in self.clients))
 
     def canary_source(self, client: ClientPlan) -> NeighbourPlan:
         """The neighbour that sends canaries to `client`: the first one on its segment."""
