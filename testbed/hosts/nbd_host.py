@@ -68,16 +68,16 @@ def _set_fault(servers: list[NbdServer], number: int, kind: str, arguments: dict
 
 @contextlib.contextmanager
 def _serving(area: SwapArea):  # type: ignore[no-untyped-def]
-    listener = _listen(area)
-    server = NbdServer(listener, {area.export: _export(area)})
-    thread = threading.Thread(target=server.serve, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join()
-        server.close()
+    with _listen(area) as listener:
+        server = NbdServer(listener, {area.export: _export(area)})
+        thread = threading.Thread(target=server.serve, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+            thread.join()
+            server.close()
 
 
 def _listen(area: SwapArea) -> socket.socket:

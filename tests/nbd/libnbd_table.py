@@ -6,6 +6,7 @@ Prints one line per operation: its name and what came of it.
 
 import errno
 import sys
+from collections.abc import Callable
 
 import nbd
 
@@ -13,7 +14,7 @@ SIZE = 8 << 20
 DF = nbd.CMD_FLAG_DF
 
 
-def error_of(operation, *arguments):  # type: ignore[no-untyped-def]
+def error_of(operation: Callable[..., object], *arguments: object) -> str:
     """The name of the error that the server answers with."""
     try:
         operation(*arguments)

@@ -119,15 +119,15 @@ def test_nbdinfo_sees_the_holes_of_a_file(start_server: StartServer, tmp_path: P
 @pytest.mark.parametrize("connections", [1, 4])
 def test_nbdcopy_keeps_a_sparse_file_sparse(start_server: StartServer, tmp_path: Path, connections: int) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
-    for file in (source, target):
-        file.touch()
-        os.truncate(file, 64 << 20)
+    for path in (source, target):
+        path.touch()
+        os.truncate(path, 64 << 20)
     with source.open("r+b") as file:
         for at in range(0, 64, 8):
             file.seek(at << 20)
             file.write(random.Random(at).randbytes(100_000))
-    _, path = start_server({"source": FileExport(source, read_only=True), "target": FileExport(target)})
-    run("nbdcopy", f"--connections={connections}", uri(path, "source"), uri(path, "target"))
+    _, where = start_server({"source": FileExport(source, read_only=True), "target": FileExport(target)})
+    run("nbdcopy", f"--connections={connections}", uri(where, "source"), uri(where, "target"))
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks * 512 < 4 << 20
 
@@ -151,7 +151,7 @@ def test_qemu_io_on_a_read_only_export(start_server: StartServer) -> None:
     _, path = start_server({"swap": MemoryExport(1 << 20, read_only=True)})
     assert "verification failed" not in run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0 0 1M", uri(path))
     refused = subprocess.run(["qemu-io", "-f", "raw", "-c", "write 0 4k", uri(path)], capture_output=True, check=False)
-    assert b"read-only" in refused.stderr + refused.stdout
+    assert b"Permission denied" in refused.stderr
 
 
 @pytest.mark.program("qemu-io")

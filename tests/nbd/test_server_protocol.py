@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from testbed.nbd.block_size import BlockSize
 from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_protocol import (
+    Cache,
     Disconnect,
     Event,
     ExportChosen,
@@ -19,6 +20,7 @@ from testbed.nbd.server_protocol import (
     Trim,
     Violation,
     Write,
+    WriteZeroes,
 )
 from tests.nbd.support import FIXED, cuts, feed, feed_parts, go, reply, request, split
 
@@ -62,7 +64,10 @@ def test_each_request() -> None:
         + request(FLUSH, 3)
         + request(TRIM, 4, 512, SIZE - 512)
         + request(WRITE, 5, SIZE - 2, 2, b"yz", flags=1)
-        + request(DISC, 6)
+        + request(WRITE_ZEROES, 6, 0, SIZE)
+        + request(WRITE_ZEROES, 7, 1, 2, flags=0x13)
+        + request(CACHE, 8, 4096, 4096)
+        + request(DISC, 9)
     )
     assert events_of(data, disk) == [
         Read(1, 4096, 8192),
@@ -70,6 +75,9 @@ def test_each_request() -> None:
         Flush(3),
         Trim(4, 512, SIZE - 512, False),
         Write(5, SIZE - 2, memoryview(b"yz"), True),
+        WriteZeroes(6, 0, SIZE, fua=False, hole=True, fast=False),
+        WriteZeroes(7, 1, 2, fua=True, hole=False, fast=True),
+        Cache(8, 4096, 4096),
         Disconnect(),
     ]
     assert bytes(disk.memory[:4]) == b"abcd"
@@ -119,6 +127,8 @@ def test_refused_and_in_step_again(sent: bytes, error: int) -> None:
         (request(WRITE, 7, 0, 1, b"x"), Refused(7, EPERM)),
         (request(WRITE, 7, SIZE, 1, b"x"), Refused(7, EPERM)),
         (request(TRIM, 7, 0, 1), Refused(7, EPERM)),
+        (request(WRITE_ZEROES, 7, 0, 1), Refused(7, EPERM)),
+        (request(CACHE, 7, 0, 1), Cache(7, 0, 1)),
         (request(FLUSH, 7), Flush(7)),
     ],
 )

@@ -18,7 +18,7 @@ from testbed.nbd.faults import FAULTS, make, parse
 from testbed.nbd.faults.active import ActiveFaults
 from testbed.nbd.server_protocol import Flush, Read, Write
 from testbed.nbd.transmission import ServerStatistics
-from tests.nbd.support import FIXED_NO_ZEROES, eventually, option, reply, request
+from tests.nbd.support import FIXED_NO_ZEROES, eventually, exactly, option, reply, request
 
 SIZE = 1 << 20
 READ, WRITE, DISC, FLUSH = range(4)
@@ -51,10 +51,7 @@ class Served:
         assert len(self.exactly(18 + 10)) == 28
 
     def exactly(self, count: int) -> bytes:
-        data = b""
-        while len(data) < count and (more := self.sock.recv(count - len(data))):
-            data += more
-        return data
+        return exactly(self.sock, count)
 
     def ask(self, *requests: bytes) -> bytes:
         """All that comes until the server hangs up, which it is asked to do at the end."""
