@@ -96,8 +96,8 @@ class Connection:
         pieces: Reply = []
         gathered = 0  # bytes in pieces
         for event in events:
-            if simple and isinstance(event, Read):
-                handle, offset, length, _ = event
+            if isinstance(event, Read) and simple:
+                handle, offset, length = event
                 try:
                     data = export.read(offset, length)
                 except OSError as failure:

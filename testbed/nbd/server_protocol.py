@@ -65,12 +65,15 @@ class StartTls(NamedTuple):
 
 
 class Read(NamedTuple):
-    """`whole`: with NBD_CMD_FLAG_DF the data are wanted in one chunk."""
-
     handle: int
     offset: int
     length: int
-    whole: bool = False
+
+
+class UnfragmentedRead(Read):
+    """With NBD_CMD_FLAG_DF: the data are wanted in one chunk."""
+
+    __slots__ = ()
 
 
 class Write(NamedTuple):
@@ -268,7 +271,8 @@ class ServerProtocol:
                 events.append(Violation(f"the client's request has the wrong magic {magic:#x}"))
                 return end
             at += header
-            plain = not flags and offset + length <= size and length <= longest and not (offset | length) & unaligned
+            aligned = not unaligned or not (offset | length) & unaligned
+            plain = aligned and not flags and offset + length <= size and length <= longest
             if plain and command == NBD_CMD_READ:
                 events.append(Read(handle, offset, length))
                 continue
@@ -329,7 +333,7 @@ class ServerProtocol:
 def _request(command: int, flags: int, handle: int, offset: int, length: int) -> Request:
     """The event for a request that is in order and has no payload to wait for."""
     if command == NBD_CMD_READ:
-        return Read(handle, offset, length, bool(flags & NBD_CMD_FLAG_DF))
+        return (UnfragmentedRead if flags & NBD_CMD_FLAG_DF else Read)(handle, offset, length)
     if command == NBD_CMD_FLUSH:
         return Flush(handle)
     fua = bool(flags & NBD_CMD_FLAG_FUA)

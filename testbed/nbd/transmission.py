@@ -18,7 +18,18 @@ from testbed.nbd.replies import (
     simple_reply,
 )
 from testbed.nbd.server_handshake import ALLOCATION_ID
-from testbed.nbd.server_protocol import BlockStatus, Cache, Flush, Read, Refused, Request, Trim, Write, WriteZeroes
+from testbed.nbd.server_protocol import (
+    BlockStatus,
+    Cache,
+    Flush,
+    Read,
+    Refused,
+    Request,
+    Trim,
+    UnfragmentedRead,
+    Write,
+    WriteZeroes,
+)
 
 Reply = list[bytes | memoryview]
 """The pieces of one message, or of the chunks that belong together."""
@@ -117,12 +128,12 @@ class Transmission:
             self.export.flush()
 
     def _read(self, request: Read) -> Reply:
-        handle, offset, length, whole = request
+        handle, offset, length = request
         if not self.structured:
             reply: Reply = [simple_reply(handle), self.export.read(offset, length)]
         elif not length:
             reply = [none(handle)]
-        elif whole or length < SHORTEST_HOLE:
+        elif isinstance(request, UnfragmentedRead) or length < SHORTEST_HOLE:
             reply = [offset_data(handle, offset, length, done=True), self.export.read(offset, length)]
         else:
             return self._read_extents(request)
@@ -132,7 +143,7 @@ class Transmission:
 
     def _read_extents(self, request: Read) -> Reply:
         """Data and holes in chunks of their own; after one that cannot be read comes no other."""
-        handle, offset, length, _ = request
+        handle, offset, length = request
         end = offset + length
         reply: Reply = []
         while offset < end:

@@ -83,7 +83,8 @@ def test_extents_tell_data_from_zeroes(export: Export) -> None:
     extents = [(part, bool(flags & NBD_STATE_ZERO)) for part, flags in export.extents(0, SIZE)]
     if extents == [(SIZE, False)]:
         pytest.skip("this file system knows no holes")
-    assert extents == [(8192, True), (4096, False), (SIZE - 12288, True)]
+    assert extents[:2] == [(8192, True), (4096, False)]
+    assert extents[2][1], "a file system may keep an incomplete last page"
 
 
 def test_a_memfd_outlives_the_export() -> None:

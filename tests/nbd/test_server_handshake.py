@@ -15,10 +15,10 @@ from testbed.nbd.server_protocol import (
     Disconnect,
     ExportChosen,
     Flush,
-    Read,
     Refused,
     ServerProtocol,
     StartTls,
+    UnfragmentedRead,
     Violation,
 )
 from tests.nbd.support import (
@@ -234,7 +234,8 @@ def contexts(number: int, *queries: bytes, export: bytes = b"swap") -> bytes:
 
 def test_structured_replies() -> None:
     events, answer = converse(FIXED + option(STRUCTURED) + go(b"swap") + request(0, 1, 0, 9, flags=4))
-    assert events == [ExportChosen("swap"), Read(1, 0, 9, whole=True)]
+    assert events == [ExportChosen("swap"), UnfragmentedRead(1, 0, 9)]
+    assert isinstance(events[1], UnfragmentedRead)
     granted = option_reply(7, 3, info_export(1 << 20, WRITABLE | DF)) + option_reply(7, 1)
     assert answer == ACK[STRUCTURED] + granted
 

@@ -9,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.nbd.export import MemoryExport
-from testbed.nbd.server_protocol import BlockStatus, Cache, Flush, Read, Refused, Request, Trim, Write, WriteZeroes
+from testbed.nbd.server_protocol import (
+    BlockStatus,
+    Cache,
+    Flush,
+    Read,
+    Refused,
+    Request,
+    Trim,
+    UnfragmentedRead,
+    Write,
+    WriteZeroes,
+)
 from testbed.nbd.transmission import ServerStatistics, Transmission
 from tests.nbd.support import reply
 
@@ -82,7 +93,8 @@ def test_any_read_adds_up(written: list[tuple[int, int]], begin: int, end: int, 
     for offset, length in written:
         export.write(offset, b"x" * min(length, SIZE - offset))
     begin, end = sorted((begin, end))
-    answer = parse(ask(export, Read(7, begin, end - begin, whole)), 7)
+    kind = UnfragmentedRead if whole else Read
+    answer = parse(ask(export, kind(7, begin, end - begin)), 7)
     assert answer.data == export.memory[begin:end]
     assert not answer.error
     if whole:
@@ -97,7 +109,7 @@ def test_where_a_read_failed() -> None:
     answer = parse(ask(export, Read(1, 0, SIZE)), 1)
     assert (answer.error, answer.error_at) == (5, 5 * PAGE)
     assert answer.data == bytes(export.memory[: 5 * PAGE]), "what came before is good, and nothing comes after"
-    assert parse(ask(export, Read(1, 0, SIZE, whole=True)), 1).kinds == [ERROR]
+    assert parse(ask(export, UnfragmentedRead(1, 0, SIZE)), 1).kinds == [ERROR]
 
 
 @pytest.mark.parametrize(
