@@ -1,5 +1,6 @@
 """What several of the tests need: the wire, written out independently of the code under test, and ways to feed it."""
 
+import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,3 +80,11 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come about in time"
         time.sleep(0.005)
+
+
+def exactly(sock: socket.socket, count: int) -> bytes:
+    """So many bytes, or fewer at the end of the stream."""
+    data = b""
+    while len(data) < count and (more := sock.recv(count - len(data))):
+        data += more
+    return data

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.nbd.block_size import BlockSize
+from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_protocol import (
+    Cache,
     Disconnect,
     Event,
     ExportChosen,
@@ -17,12 +20,12 @@ from testbed.nbd.server_protocol import (
     Trim,
     Violation,
     Write,
-    simple_reply,
+    WriteZeroes,
 )
 from tests.nbd.support import FIXED, cuts, feed, feed_parts, go, reply, request, split
 
 SIZE = 1 << 20
-READ, WRITE, DISC, FLUSH, TRIM = range(5)
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
 EPERM, EINVAL, ENOSPC = 1, 22, 28
 LIMIT = 32 << 20
 
@@ -31,6 +34,7 @@ class Disk:
     """An export whose landings are its memory."""
 
     description = ""
+    block_size = BlockSize()
 
     def __init__(self, size: int = SIZE, read_only: bool = False) -> None:
         self.size = size
@@ -60,7 +64,10 @@ def test_each_request() -> None:
         + request(FLUSH, 3)
         + request(TRIM, 4, 512, SIZE - 512)
         + request(WRITE, 5, SIZE - 2, 2, b"yz", flags=1)
-        + request(DISC, 6)
+        + request(WRITE_ZEROES, 6, 0, SIZE)
+        + request(WRITE_ZEROES, 7, 1, 2, flags=0x13)
+        + request(CACHE, 8, 4096, 4096)
+        + request(DISC, 9)
     )
     assert events_of(data, disk) == [
         Read(1, 4096, 8192),
@@ -68,6 +75,9 @@ def test_each_request() -> None:
         Flush(3),
         Trim(4, 512, SIZE - 512, False),
         Write(5, SIZE - 2, memoryview(b"yz"), True),
+        WriteZeroes(6, 0, SIZE, fua=False, hole=True, fast=False),
+        WriteZeroes(7, 1, 2, fua=True, hole=False, fast=True),
+        Cache(8, 4096, 4096),
         Disconnect(),
     ]
     assert bytes(disk.memory[:4]) == b"abcd"
@@ -94,7 +104,12 @@ def test_nothing_is_parsed_after_disconnect() -> None:
         (request(TRIM, 7, 0, 1, flags=0x8000), EINVAL),
         (request(FLUSH, 7, 1), EINVAL),
         (request(FLUSH, 7, 0, 1), EINVAL),
-        (request(6, 7, 0, 512), EINVAL),  # NBD_CMD_WRITE_ZEROES was not offered
+        (request(WRITE_ZEROES, 7, SIZE, 512), ENOSPC),
+        (request(WRITE_ZEROES, 7, 0, 512, flags=4), EINVAL),
+        (request(CACHE, 7, SIZE, 1), EINVAL),
+        (request(CACHE, 7, 0, 1, flags=2), EINVAL),
+        (request(BLOCK_STATUS, 7, 0, 1), EINVAL),  # no metadata context was selected
+        (request(READ, 7, 0, 1, flags=4), EINVAL),  # NBD_CMD_FLAG_DF needs structured replies
         (request(0xFFFF, 7), EINVAL),
     ],
 )
@@ -112,6 +127,8 @@ def test_refused_and_in_step_again(sent: bytes, error: int) -> None:
         (request(WRITE, 7, 0, 1, b"x"), Refused(7, EPERM)),
         (request(WRITE, 7, SIZE, 1, b"x"), Refused(7, EPERM)),
         (request(TRIM, 7, 0, 1), Refused(7, EPERM)),
+        (request(WRITE_ZEROES, 7, 0, 1), Refused(7, EPERM)),
+        (request(CACHE, 7, 0, 1), Cache(7, 0, 1)),
         (request(FLUSH, 7), Flush(7)),
     ],
 )
