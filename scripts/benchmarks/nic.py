@@ -102,8 +102,7 @@ class Host:
         self.device.alloc_rx_buffers()
         self.nic = Nic("left", "right", gso=gso)
         server = (ENDS.source_ip, TCP_PORT)
-        self.classifier = Classifier(MAC_B, server, self.queue, {UDP_PORT: self.plain_sk}, gso=gso)
-        self.classifier.attached = True
+        self.classifier = Classifier(MAC_B, server, {UDP_PORT: self.plain_sk}, gso=gso)
 
     def _take_pages(self) -> list[Page]:
         zone = self.node.zone
@@ -113,7 +112,9 @@ class Host:
         """Connect the NIC to the running event loop, garbage collected as in a run; CPU time counts from here."""
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        self.nic.attach(self.device, self.classifier, self.ledger, self.swap_sk, TCP_PORT)
+        self.nic.attach(self.device, self.classifier, self.ledger, TCP_PORT)
+        self.classifier.connect(ENDS.destination_port, self.queue)
+        self.nic.swapon(ENDS.destination_port, self.swap_sk)
         self._cpu = time.process_time()
 
     def accounts(self) -> dict[str, float]:

@@ -326,6 +326,10 @@ def _client(
         tcp_mem=client.tcp_mem,
         neighbour_timeout=client.neighbour_timeout,
         host=change.host or client.host,
+        nbd_timeout=client.nbd_timeout,
+        nbd_dead_conn_timeout=client.nbd_dead_conn_timeout,
+        nbd_connections=client.nbd_connections,
+        tls=client.tls,
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from testbed.hosts.nbd_device import NBD_REQUEST_SIZE, NbdDevice, merge
+from testbed.hosts.hardware_queue import Request, merge
+from testbed.hosts.nbd_device import Channel, NbdConfig, NbdDevice
+from testbed.hosts.nbd_sock import NBD_REQUEST_SIZE, NbdSock, SwapSocket
 from testbed.mm.gfp import ALLOC_NO_WATERMARKS, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
@@ -67,6 +69,9 @@ class FakeClient:
         replies, self.replies = self.replies, []
         return replies
 
+    def unacknowledged(self) -> int:
+        return 0
+
     def close(self) -> None:
         self.near.close()
         self.far.close()
@@ -75,25 +80,52 @@ class FakeClient:
 class Rig:
     """A device attached to a fake client, on a small machine."""
 
-    def __init__(self, client: FakeClient, switches: Switches = SERIES, *, sndbuf: int = 64 << 20) -> None:
-        self.client = client
-        self.device = NbdDevice(switches)
+    def __init__(
+        self,
+        client: FakeClient,
+        switches: Switches = SERIES,
+        *,
+        sndbuf: int = 64 << 20,
+        config: NbdConfig | None = None,
+    ) -> None:
+        self.sndbuf = sndbuf
+        self.device = NbdDevice(switches, config)
         self.node = Node(memoryview(bytearray(6000 * PAGE_SIZE)), self.device, 20000, switches, min_free_kbytes=1024)
-        self.sk = Sock("swap", 1 << 20, swap=True)
         netstat = NetStat()
         self.socket_memory = SocketMemory(switches, netstat)
-        skb_memory = SkbMemory(self.node, netstat, 1500)
-        self.receive_queue = TcpReceiveQueue(self.sk, skb_memory)
-        self.send_queue = TcpSendQueue(self.sk, skb_memory, sndbuf)
-        self.device.attach(
-            client,  # type: ignore[arg-type]
-            self.node.swap_io,
-            self.receive_queue,
-            self.send_queue,
-            self.socket_memory,
-        )
-        self.thread = asyncio.create_task(self.device.nbd_thread())
+        self.skb_memory = SkbMemory(self.node, netstat, 1500)
+        self.device.swapon(self.node.swap_io, self.socket_memory)
+        self.dead: list[tuple[int, str]] = []
+        self.device.on_dead = lambda number, why: self.dead.append((number, why))
+        self.attach(client)
+        self.threads = [asyncio.create_task(self.device.nbd_thread(number)) for number in range(len(self.channels))]
         self.held: list[Page] = []
+
+    def attach(self, client: FakeClient, number: int = 0) -> None:
+        """A connection, the first or another one."""
+        self.client = client
+        self.sk = Sock("swap", 1 << 20, swap=True)
+        self.send_queue = TcpSendQueue(self.sk, self.skb_memory, self.sndbuf)
+        swap_socket = SwapSocket(TcpReceiveQueue(self.sk, self.skb_memory), self.send_queue)
+        self.device.attach(number, client, swap_socket)  # type: ignore[arg-type]
+
+    @property
+    def channels(self) -> list[Channel]:
+        return self.device.channels
+
+    @property
+    def nsock(self) -> NbdSock:
+        nsock = self.channels[0].nsock
+        assert nsock is not None
+        return nsock
+
+    @property
+    def queue(self) -> Sequence[Request]:
+        return self.channels[0].hctx.requests
+
+    @property
+    def blocked_since(self) -> float | None:
+        return self.channels[0].blocked_since
 
     def drain(self, free: int) -> None:
         while self.node.zone.nr_free_pages > free:
@@ -129,7 +161,7 @@ class Rig:
 
     def answer(self, *handles: int, error: int = 0) -> None:
         self.client.replies += [(handle, error) for handle in handles]
-        self.device.receive()
+        self.device.receive(self.nsock)
 
 
 @pytest.fixture
@@ -177,7 +209,7 @@ def test_patch_14_lets_the_socket_and_the_thread_use_the_reserve(
         await asyncio.sleep(60)
         assert bool(client.bytes_sent) == memalloc
         assert (rig.device.pf_memalloc_sends > 0, rig.device.ordinary_sends > 0) == (memalloc, not memalloc)
-        assert (rig.device.thread_blocked_since is None) == memalloc
+        assert (rig.blocked_since is None) == memalloc
 
     simulate(main())
 
@@ -222,7 +254,7 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
         pages = rig.dirty_pages(130, step=2)
         submit = asyncio.create_task(rig.device.submit_write(pages[:128], 0))
         assert not await is_blocked(submit, 1)
-        assert len(rig.device.in_flight) == 128
+        assert len(rig.nsock.in_flight) == 128
         late = [asyncio.create_task(rig.device.submit_write([page], 0)) for page in pages[128:]]
         assert all([await is_blocked(writer, 60) for writer in late])
         read = rig.dirty_pages(1)
@@ -291,7 +323,7 @@ def test_a_request_goes_out_as_far_as_its_memory_reaches(client: FakeClient) -> 
         assert 0 < part < NBD_REQUEST_SIZE + 31 * PAGE_SIZE
         assert part == rig.send_queue.write_seq
         assert rig.node.zone.nr_free_pages == 0
-        assert rig.device.thread_blocked_since is not None
+        assert rig.blocked_since is not None
         rig.acknowledge()
         await asyncio.sleep(5)
         assert client.bytes_sent > part
@@ -299,7 +331,7 @@ def test_a_request_goes_out_as_far_as_its_memory_reaches(client: FakeClient) -> 
             rig.acknowledge()
             await asyncio.sleep(1)
         assert client.bytes_sent == NBD_REQUEST_SIZE + 31 * PAGE_SIZE
-        assert rig.device.thread_blocked_since is None
+        assert rig.blocked_since is None
 
     simulate(main())
 
@@ -319,24 +351,25 @@ def test_the_end_of_the_connection_gives_every_page_back(client: FakeClient, how
         submitters = [asyncio.create_task(rig.device.submit_write(pages[at : at + 20], 0)) for at in range(0, 140, 20)]
         await rig.device.submit_read(reads, 0)
         await asyncio.sleep(10)
-        assert rig.device.in_flight
-        assert rig.device.queue
+        assert rig.nsock.in_flight
+        assert rig.queue
         assert any(not submitter.done() for submitter in submitters)
-        assert rig.device.thread_blocked_since is not None
+        assert rig.blocked_since is not None
         if how == "close":
             rig.device.close()
         else:
             client.broken = True
-            rig.device.receive()
+            rig.device.receive(rig.nsock)
             assert rig.device.failed == "gone"
         async with asyncio.timeout(10):
             await asyncio.gather(*submitters)
         assert rig.device.idle
         await rig.device.submit_write(rig.dirty_pages(2), 0)
+        await asyncio.sleep(1)
         assert rig.node.vmstat.nr_writeback == 0
         assert not rig.node.swap_cache.pages
-        rig.thread.cancel()
-        await asyncio.wait([rig.thread])
+        rig.threads[0].cancel()
+        await asyncio.wait(rig.threads)
         rig.send_queue.purge()
         assert rig.node.pages_leaked() == 0
 
@@ -400,25 +433,25 @@ def test_the_whole_node_swaps_through_the_device(client: FakeClient) -> None:
 def test_pf_memalloc_is_restored_after_each_send(client: FakeClient, before: bool, broken: bool) -> None:
     async def main() -> None:
         rig = Rig(client)
-        rig.device.thread.pf_memalloc = before
+        rig.channels[0].thread.pf_memalloc = before
         during: list[bool] = []
         sendmsg = rig.send_queue.tcp_sendmsg
 
         async def watched(*arguments: Any) -> None:
-            during.append(rig.device.thread.pf_memalloc)
+            during.append(rig.channels[0].thread.pf_memalloc)
             if broken:
                 raise ArithmeticError
             await sendmsg(*arguments)
 
         rig.send_queue.tcp_sendmsg = watched  # type: ignore[method-assign, assignment]
         await rig.device.submit_write(rig.dirty_pages(1), 0)
-        await asyncio.wait([rig.thread], timeout=1)
+        await asyncio.wait(rig.threads, timeout=1)
         assert during == [True]
-        assert rig.device.thread.pf_memalloc == before
-        assert rig.thread.done() == broken
+        assert rig.channels[0].thread.pf_memalloc == before
+        assert rig.threads[0].done() == broken
         if broken:
-            assert isinstance(rig.thread.exception(), ArithmeticError)
-        rig.thread.cancel()
+            assert isinstance(rig.threads[0].exception(), ArithmeticError)
+        rig.threads[0].cancel()
         rig.device.close()
 
     simulate(main())
@@ -434,7 +467,7 @@ def test_sk_allocation_is_set_again_for_every_request(
         await rig.device.submit_write(rig.dirty_pages(1), 0)
         await asyncio.sleep(1)
         assert rig.sk.sk_allocation == expected
-        rig.thread.cancel()
+        rig.threads[0].cancel()
         rig.device.close()
 
     simulate(main())
@@ -443,7 +476,7 @@ def test_sk_allocation_is_set_again_for_every_request(
 def test_a_closed_device_leaves_its_socket_memalloc(client: FakeClient) -> None:
     async def main() -> None:
         rig = Rig(client)
-        rig.thread.cancel()
+        rig.threads[0].cancel()
         rig.device.close()
         assert (rig.sk.memalloc, rig.socket_memory.memalloc_socks) == (True, 1)
 
