@@ -40,6 +40,7 @@ from testbed.hosts.plan import (
     WorkloadPlan,
 )
 from testbed.mm.watermarks import PAGE_SIZE, compute
+from testbed.nbd.client_tls import TLS_WARNING
 from testbed.net.skbuff import rx_truesize
 from testbed.patches import DEFAULT_PRESET, PRESETS
 from testbed.size import format_size
@@ -428,3 +429,5 @@ def _warnings(client: ClientPlan) -> Iterator[str]:
         )
     if client.workload.pages * PAGE_SIZE <= client.memory // 2:
         yield f"{client.name}: its workload fits in half of its memory, so that it may never swap"
+    if client.tls is not None:
+        yield f"{client.name}: {TLS_WARNING}"

@@ -1,5 +1,5 @@
-"""The block device under the swap area, after drivers/block/nbd.c: a queue for each connection, a thread that sends from
-it, and the receive loop that completes.
+"""The block device under the swap area, after drivers/block/nbd.c: a queue for each connection, a thread that sends
+from it, and the receive loop that completes.
 
 Who finds no free request waits. A thread must find memory for what it sends. Patch 14 lets it use the reserve while it
 does, and makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like anybody else.

@@ -154,7 +154,7 @@ class RealEdge:
         plan = self._client.plan
         real.settimeout(CONNECT_TIMEOUT)
         real.connect((plan.swap.address, plan.swap.port))
-        return open_connection(real, plan.swap.export, tls=plan.tls, structured_replies=False)
+        return open_connection(real, plan.swap.export, tls=plan.tls)
 
     def _abandon(self, real: socket.socket, port: int) -> None:
         self.nic.disconnect(port)

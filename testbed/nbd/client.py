@@ -158,7 +158,7 @@ def open_connection(
     timeout: float | None = HANDSHAKE_TIMEOUT,
     tls: TlsFiles | None = None,
     *,
-    structured_replies: bool = True,
+    structured_replies: bool = False,
 ) -> NbdClient:
     """Choose the export on a connected socket, waiting at most `timeout` seconds for each answer.
 

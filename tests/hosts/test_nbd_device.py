@@ -9,6 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from testbed.hosts.hardware_queue import Request, merge
 from testbed.hosts.nbd_device import Channel, NbdConfig, NbdDevice
@@ -17,10 +19,11 @@ from testbed.mm.gfp import ALLOC_NO_WATERMARKS, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.page import Page
+from testbed.mm.page_io import SwapIO
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE, Watermarks
 from testbed.mm.zone import Zone
-from testbed.nbd.errors import NbdDisconnected
+from testbed.nbd.errors import NbdDisconnected, NbdError
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -481,3 +484,283 @@ def test_a_closed_device_leaves_its_socket_memalloc(client: FakeClient) -> None:
         assert (rig.sk.memalloc, rig.socket_memory.memalloc_socks) == (True, 1)
 
     simulate(main())
+
+
+@pytest.fixture
+def clients() -> Iterator[list[FakeClient]]:
+    fakes = [FakeClient() for _ in range(4)]
+    yield fakes
+    for fake in fakes:
+        fake.close()
+
+
+def locked_pages(rig: Rig, count: int) -> list[Page]:
+    """Pages that are being read, that a pte refers to."""
+    pages = rig.dirty_pages(count)
+    for page in pages:
+        rig.node.swap.swap_duplicate(page.swap_entry)
+        page.writeback = page.reclaim = False
+        page.locked = True
+        rig.node.vmstat.nr_writeback -= 1
+    return pages
+
+
+RECONNECTING = NbdConfig(dead_conn_timeout=30.0)
+
+
+@pytest.mark.parametrize("cause", ["broken", "wrong handle", "while sending"])
+def test_what_was_in_flight_is_sent_again_on_the_next_connection(clients: list[FakeClient], cause: str) -> None:
+    first, second = clients[:2]
+
+    async def main() -> None:
+        rig = Rig(first, config=RECONNECTING, sndbuf=1 if cause == "while sending" else 64 << 20)
+        writes, reads = rig.dirty_pages(3, step=2), locked_pages(rig, 2)
+        for page in writes:
+            rig.node.swap.swap_duplicate(page.swap_entry)
+        await rig.device.submit_write(writes, 0)
+        await rig.device.submit_read(reads, 0)
+        await asyncio.sleep(1)
+        queue = rig.send_queue
+        if cause == "wrong handle":
+            first.receive = raising(NbdError("no such handle"))  # type: ignore[method-assign]
+        first.broken = True
+        rig.device.receive(rig.nsock)
+        assert len(rig.dead) == 1
+        assert (queue.sk.wmem_queued, len(queue._queue)) == (0, 0)
+        assert first.near.fileno() < 0
+        await asyncio.sleep(20)
+        assert all(page.writeback for page in writes)
+        assert all(page.locked for page in reads)
+        assert rig.device.live_connections == 0
+        rig.attach(second)
+        for _ in range(9):
+            await asyncio.sleep(1)
+            rig.acknowledge()
+        assert [request[1:] for request in second.requests] == [
+            *((True, page.swap_entry, 1) for page in writes),
+            (False, reads[0].swap_entry, 2),
+        ]
+        assert rig.device.nbd_requeued == len(first.requests)
+        assert rig.device.nbd_reconnects == 1
+        assert (rig.sk.memalloc, rig.socket_memory.memalloc_socks) == (True, 2)
+        rig.answer(*(request[0] for request in second.requests))
+        assert rig.device.idle
+        assert not any(page.writeback or page.locked or page.dirty for page in (*writes, *reads))
+        assert all(page.uptodate for page in reads)
+
+    simulate(main())
+
+
+def raising(error: Exception) -> Any:
+    def call(*_arguments: object) -> Any:
+        raise error
+
+    return call
+
+
+def test_requests_wait_as_long_as_they_may_and_then_fail_and_a_late_connection_serves_again(
+    clients: list[FakeClient],
+) -> None:
+    first, second = clients[:2]
+
+    async def main() -> None:
+        rig = Rig(first, config=RECONNECTING)
+        pages = locked_pages(rig, 2)
+        await rig.device.submit_read(pages[:1], 0)
+        await asyncio.sleep(1)
+        first.broken = True
+        rig.device.receive(rig.nsock)
+        await asyncio.sleep(29.9)
+        assert pages[0].locked
+        await asyncio.sleep(0.2)
+        assert (pages[0].locked, pages[0].uptodate) == (False, False)
+        await rig.device.submit_read(pages[1:], 0)
+        await asyncio.sleep(0.1)
+        assert not pages[1].locked, "nobody waits a second time"
+        assert rig.node.swap_io.read_errors == 2
+        rig.attach(second)
+        more = locked_pages(rig, 1)
+        await rig.device.submit_read(more, 0)
+        await asyncio.sleep(0.1)
+        rig.answer(second.requests[0][0])
+        assert more[0].uptodate
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(
+    ("config", "dropped_after"),
+    [
+        (NbdConfig(timeout=5.0, dead_conn_timeout=60.0), 5.0),
+        (NbdConfig(timeout=5.0), 5.0),
+        (NbdConfig(dead_conn_timeout=60.0), None),
+        (NbdConfig(), None),
+        (NbdConfig(num_connections=2), 30.0),
+        (NbdConfig(num_connections=2, timeout=5.0), 5.0),
+    ],
+)
+def test_a_request_that_takes_too_long_costs_its_connection(
+    clients: list[FakeClient], config: NbdConfig, dropped_after: float | None
+) -> None:
+    async def main() -> None:
+        rig = Rig(clients[0], config=config)
+        if config.num_connections > 1:
+            rig.attach(clients[1], 1)
+        pages = rig.dirty_pages(1)
+        await rig.device.submit_write(pages, 0)
+        await asyncio.sleep(2)
+        assert len(rig.nsock.in_flight) == 1
+        await asyncio.sleep(0 if dropped_after is None else dropped_after - 2.1)
+        assert (rig.dead, rig.device.nbd_timeouts) == ([], 0)
+        await asyncio.sleep(3600 if dropped_after is None else 0.2)
+        assert rig.device.nbd_timeouts == (dropped_after is not None)
+        assert pages[0].writeback == (dropped_after is None or config.num_connections > 1 or bool(config.dead_conn_timeout))
+        if dropped_after is not None:
+            assert f"within {dropped_after:g} s" in rig.dead[0][1]
+
+    simulate(main())
+
+
+def test_the_timer_follows_the_oldest_request(client: FakeClient) -> None:
+    async def main() -> None:
+        rig = Rig(client, config=NbdConfig(timeout=5.0))
+        for handle in range(1, 11):
+            await rig.device.submit_write(rig.dirty_pages(1), 0)
+            await asyncio.sleep(4)
+            rig.answer(handle)
+        assert rig.device.nbd_timeouts == 0
+        await rig.device.submit_write(rig.dirty_pages(1), 0)
+        await asyncio.sleep(5.1)
+        assert rig.device.nbd_timeouts == 1
+
+    simulate(main())
+
+
+def test_connections_take_turns_and_a_live_one_takes_over_from_a_dead_one(clients: list[FakeClient]) -> None:
+    async def main() -> None:
+        rig = Rig(clients[0], config=NbdConfig(num_connections=3))
+        for number in (1, 2):
+            rig.attach(clients[number], number)
+        pages = rig.dirty_pages(12, step=2)
+        for page in pages:
+            await rig.device.submit_write([page], 0)
+        await asyncio.sleep(1)
+        assert [len(fake.requests) for fake in clients[:3]] == [4, 4, 4]
+        clients[0].broken = True
+        rig.device.receive(rig.nsock)
+        await asyncio.sleep(1)
+        assert sorted(len(fake.requests) for fake in clients[1:3]) == [4, 8]
+        assert (rig.device.live_connections, rig.device.nbd_requeued) == (2, 4)
+        for number in (1, 2):
+            nsock = rig.channels[number].nsock
+            assert nsock is not None
+            clients[number].replies = [(handle, 0) for handle in nsock.in_flight]
+            rig.device.receive(nsock)
+        assert rig.device.idle
+        assert rig.node.swap_io.write_errors == 0
+        for number in (1, 2):
+            nsock = rig.channels[number].nsock
+            assert nsock is not None
+            rig.device.nbd_mark_nsock_dead(nsock, "gone")
+        late = rig.dirty_pages(1)
+        await rig.device.submit_write(late, 0)
+        await asyncio.sleep(1)
+        assert rig.node.swap_io.write_errors == 1, "without a timeout for dead connections nobody waits"
+
+    simulate(main())
+
+
+def test_a_thread_that_waits_for_memory_when_its_connection_dies_frees_all_it_had(clients: list[FakeClient]) -> None:
+    async def main() -> None:
+        rig = Rig(clients[0], config=RECONNECTING)
+        pages = rig.dirty_pages(31)
+        for page in pages:
+            rig.node.swap.swap_duplicate(page.swap_entry)
+        rig.drain(12)
+        await rig.device.submit_write(pages, 0)
+        await asyncio.sleep(5)
+        assert rig.blocked_since is not None
+        rig.device.nbd_mark_nsock_dead(rig.nsock, "gone")
+        assert rig.node.zone.nr_free_pages > 0
+        rig.give_back()
+        free = rig.node.zone.nr_free_pages
+        await asyncio.sleep(5)
+        assert rig.node.zone.nr_free_pages == free
+        rig.attach(clients[1])
+        await asyncio.sleep(5)
+        assert clients[1].bytes_sent == NBD_REQUEST_SIZE + 31 * PAGE_SIZE
+        rig.answer(clients[1].requests[0][0])
+        assert rig.device.idle
+
+    simulate(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("wrabcx"), st.integers(1, 40)), max_size=60), st.integers(1, 3))
+def test_no_request_is_lost_or_ends_twice(steps: list[tuple[str, int]], connections: int) -> None:
+    """Submit, answer, break and replace connections in any order: at the end each page has had its one end."""
+
+    async def main() -> None:
+        config = NbdConfig(num_connections=connections, timeout=50.0, dead_conn_timeout=1000.0)
+        fakes = [FakeClient()]
+        rig = Rig(fakes[0], config=config)
+        ended: list[Page] = []
+        watch(rig.node.swap_io, ended)
+
+        def connect() -> None:
+            for channel in rig.channels:
+                if not channel.live:
+                    fakes.append(FakeClient())
+                    rig.attach(fakes[-1], channel.number)
+
+        def answer(most: int) -> None:
+            for nsock in rig.device._live_nsocks():
+                fake: Any = nsock.client
+                fake.replies = [(handle, 0) for handle in list(nsock.in_flight)[:most] if not fake.broken]
+                rig.device.receive(nsock)
+
+        connect()
+        submitted: list[Page] = []
+        submitters = []
+        for kind, count in steps:
+            if kind in "wr":
+                pages = rig.dirty_pages(count) if kind == "w" else locked_pages(rig, count)
+                submitted += pages
+                submit = rig.device.submit_write if kind == "w" else rig.device.submit_read
+                submitters.append(asyncio.create_task(submit(pages, 0)))
+            elif kind == "a":
+                answer(count)
+            elif kind == "b":
+                for nsock in rig.device._live_nsocks()[:count]:
+                    rig.device.nbd_mark_nsock_dead(nsock, "broken")
+            elif kind == "c":
+                connect()
+            await asyncio.sleep(count)
+        for _ in range(len(submitted) + 2):
+            connect()
+            await asyncio.sleep(1)
+            answer(1000)
+        await asyncio.gather(*submitters)
+        assert sorted(page.pfn for page in ended) == sorted(page.pfn for page in submitted)
+        assert rig.device.idle
+        rig.device.close()
+        for thread in rig.threads:
+            thread.cancel()
+        for fake in fakes:
+            fake.close()
+
+    simulate(main())
+
+
+def watch(swap_io: SwapIO, ended: list[Page]) -> None:
+    """Note the pages of each request that ends, and keep them from being freed."""
+    for name in ("end_write", "end_read"):
+        end = getattr(swap_io, name)
+
+        def noted(pages: Sequence[Page], error: int, end: Any = end) -> None:
+            ended.extend(pages)
+            for page in pages:
+                page.pins += 1
+            end(pages, error)
+
+        setattr(swap_io, name, noted)
