@@ -10,6 +10,7 @@ import fcntl
 import socket
 import struct
 import termios
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import cast
 
@@ -17,10 +18,11 @@ from testbed.nbd.client_handshake import ClientHandshake, Event, ExportInformati
 from testbed.nbd.client_protocol import MAX_PIECES, ClientProtocol, Reply
 from testbed.nbd.client_structured import StructuredClientProtocol
 from testbed.nbd.client_tls import TlsFiles, TlsSocket
-from testbed.nbd.constants import Option
+from testbed.nbd.constants import MAX_REQUEST_LENGTH, Option
 from testbed.nbd.errors import NbdDisconnected, NbdError
 
 HANDSHAKE_TIMEOUT = 10.0  # seconds
+Transfer = Callable[..., None]
 
 
 class NbdClient:
@@ -28,7 +30,7 @@ class NbdClient:
 
     `export_size` is in bytes, `transmission_flags` as the server sent them. `bytes_sent` were handed to the kernel,
     `bytes_received` taken from the socket, both since transmission began. The request methods only queue; they raise
-    ValueError for a handle in flight.
+    ValueError for a handle in flight, and for a READ or WRITE that the export's block sizes do not allow.
     """
 
     def __init__(self, sock: socket.socket, export: ExportInformation, *, structured_replies: bool = False) -> None:
@@ -40,13 +42,30 @@ class NbdClient:
         self.bytes_sent = 0
         self.bytes_received = 0
         self._protocol = StructuredClientProtocol() if structured_replies else ClientProtocol()
-        self.read = self._protocol.read
-        self.write = self._protocol.write
+        self.read = self._checked(self._protocol.read)
+        self.write = self._checked(self._protocol.write)
         self.flush = self._protocol.flush
         self.trim = self._protocol.trim
         self.write_zeroes = self._protocol.write_zeroes
         self.cache = self._protocol.cache
         self.disconnect = self._protocol.disconnect
+
+    def _checked(self, request: Transfer) -> Transfer:
+        """Only if the server has told of block sizes that matter is anything looked at for each request."""
+        export = self.export
+        minimum, maximum = max(export.minimum_block_size, 1), export.maximum_block_size or MAX_REQUEST_LENGTH
+        if minimum == 1 and maximum >= MAX_REQUEST_LENGTH:
+            return request
+
+        def checked(handle: int, offset: int, buffers: Sequence[memoryview], **flags: bool) -> None:
+            length = sum(map(len, buffers))
+            if offset % minimum or length % minimum:
+                raise ValueError(f"the export takes requests at a multiple of {minimum} bytes, not {length} at {offset}")
+            if length > maximum:
+                raise ValueError(f"the export takes requests of at most {maximum} bytes, not {length}")
+            request(handle, offset, buffers, **flags)
+
+        return checked
 
     @property
     def in_flight(self) -> int:

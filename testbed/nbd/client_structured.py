@@ -28,6 +28,7 @@ from testbed.nbd.constants import (
 from testbed.nbd.errors import NbdError
 
 MAX_ERROR_LENGTH = 4096 + 64  # bytes of an error chunk: its message has 4096 at most
+MAX_RUNS = 65536  # pieces of one reply with bytes missing between them
 ZEROES = bytes(64 << 10)
 
 
@@ -68,6 +69,8 @@ class ReadAnswer(Answer):
             self.come.remove(after)
             end = after[1]
         insort(self.come, (begin, end))
+        if len(self.come) > MAX_RUNS:
+            raise NbdError("the NBD server sent its reply in too many pieces")
         return offset - self.offset
 
     @property
@@ -115,8 +118,7 @@ class StructuredClientProtocol(ClientProtocol):
         return [self._staging[self._staged :]]
 
     def received(self, count: int) -> list[Reply]:
-        """`count` bytes were put into `next_buffers()`. Raises NbdError for what is not a reply to a request in flight.
-        """
+        """`count` bytes were put into `next_buffers()`. Raises NbdError for what is not a reply to a request in flight."""
         replies: list[Reply] = []
         staging = self._staging
         end = self._staged + count

@@ -1,4 +1,4 @@
-"""The swap server dies in the middle of it all: what is lost, who is killed, and what goes on as if nothing had been."""
+"""The swap server dies in the middle of it all: what is lost, who is killed, and what goes on as before."""
 
 from __future__ import annotations
 
