@@ -204,6 +204,7 @@ class EmulatedClient:
         self.cpu_times = CpuTimes(cpu_clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.kernel_threads: list[asyncio.Task[None]] = []
+        self.reconnecting: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.workload_started: float | None = None
         self.workload_ended: float | None = None
@@ -327,7 +328,7 @@ class EmulatedClient:
             *(asyncio.create_task(self.device.nbd_thread(number)) for number in range(self.plan.nbd_connections)),
         ]
         if self.plan.nbd_dead_conn_timeout:
-            self.kernel_threads.append(asyncio.create_task(reconnect.run()))
+            self.reconnecting = asyncio.create_task(reconnect.run())
         if self.tap is not None:
             self._spawn(self.tap.run(self.node.memory))
         self.canary.read_promptly(self.netdev)
@@ -463,6 +464,9 @@ class EmulatedClient:
         await self.edge.drain()
         counters = self.counters()
         interfaces = self.edge.interfaces()
+        if self.reconnecting is not None:
+            self.reconnecting.cancel()
+            await asyncio.wait([self.reconnecting])
         self.device.disconnect()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for thread in self.kernel_threads:

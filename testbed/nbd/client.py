@@ -60,7 +60,7 @@ class NbdClient:
         def checked(handle: int, offset: int, buffers: Sequence[memoryview], **flags: bool) -> None:
             length = sum(map(len, buffers))
             if offset % minimum or length % minimum:
-                raise ValueError(f"the export takes requests at a multiple of {minimum} bytes, not {length} at {offset}")
+                raise ValueError(f"the export takes requests at multiples of {minimum} bytes, not {length} at {offset}")
             if length > maximum:
                 raise ValueError(f"the export takes requests of at most {maximum} bytes, not {length}")
             request(handle, offset, buffers, **flags)

@@ -144,7 +144,7 @@ class StructuredClientProtocol(ClientProtocol):
         magic, error, handle = SIMPLE_REPLY.unpack_from(data)
         if magic == NBD_SIMPLE_REPLY_MAGIC:
             if handle in self._answers and not error:
-                raise NbdError("the NBD server answered a READ with a simple reply, though structured ones were agreed")
+                raise NbdError("the NBD server agreed to structured replies, and answered a READ with a simple one")
             self._end(handle, error, replies)
             return SIMPLE_REPLY.size
         if magic != NBD_STRUCTURED_REPLY_MAGIC:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from multiprocess.connection import Connection
 
 from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology
 from testbed.experiment.coordinator import Coordinator, Limits, RunRecord
@@ -17,9 +22,10 @@ from testbed.experiment.network import Network
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.run import Processes, _Start
 from testbed.experiment.verdict import judge
-from testbed.hosts.messages import Sample
+from testbed.hosts.messages import Finished, Ready, Sample
 from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
 from testbed.lab.process import HostProcess
+from testbed.nbd.client_tls import TLS_WARNING, TlsFiles
 from tests.integration.small_run import ALL_ON, RING, Silent
 
 pytestmark = pytest.mark.root
@@ -51,12 +57,14 @@ class Watching(Silent):
 
 @dataclass
 class Restarting(Processes):
-    """Kills the server once pages come back from it, and starts it again when `back` says so."""
+    """Kills the server, or pauses it, once pages come back from it, and brings it back when `back` says so."""
 
     watching: Watching
     start_server: Callable[[], HostProcess]
     back: Callable[[Watching, float], bool]
-    prepare: Callable[[], None]
+    programs: list[int | None]
+    prepare: Callable[[], None] = lambda: None
+    pauses: bool = False
     running: list[HostProcess] = field(default_factory=list)
     killed_at: float | None = None
     again: bool = False
@@ -69,30 +77,52 @@ class Restarting(Processes):
         super().tick()
         if self.killed_at is None:
             if self.watching.latest.get("pswpin", 0) > 2000:
-                self.server.kill()
-                self.running.remove(self.server)
-                self.server.close()
+                self.take_away()
                 self.killed_at = time.monotonic()
         elif not self.again and self.back(self.watching, time.monotonic() - self.killed_at):
             self.again = True
             self.prepare()
+            self.bring_back()
+
+    def take_away(self) -> None:
+        if self.pauses:
+            os.kill(self.server.pid, signal.SIGSTOP)
+            return
+        for pid in self.programs:
+            if pid is not None:
+                os.kill(pid, signal.SIGKILL)
+        self.server.kill()
+        self.running.remove(self.server)
+        self.server.close()
+
+    def bring_back(self) -> None:
+        if self.pauses:
+            os.kill(self.server.pid, signal.SIGCONT)
+        else:
             self.start()
 
 
 def run_with_restart(
-    plan: Plan, *, back: Callable[[Watching, float], bool], prepare: Callable[[], None] = lambda: None
+    plan: Plan,
+    *,
+    back: Callable[[Watching, float], bool],
+    main: Callable[[Connection, NbdHostSpec], None] = nbd_host_main,
+    **options: Any,
 ) -> tuple[RunRecord, Watching]:
     watching = Watching()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(Network(plan))
 
+        programs: list[int | None] = []
+
         def start_server() -> HostProcess:
             server = plan.servers[0]
-            process = HostProcess(server.name, nbd_host_main, NbdHostSpec(server), [network.hosts[server.name]]).start()
-            process.wait_ready(30.0)
+            host = network.hosts[server.name]
+            process = HostProcess(server.name, main, NbdHostSpec(server), [host]).start()
+            programs[:] = [process.wait_ready(30.0).facts.get("pid")]
             return process
 
-        processes = Restarting(watching, start_server, back, prepare)
+        processes = Restarting(watching, start_server, back, programs, **options)
         stack.callback(processes.stop)
         processes.start()
         coordinator = Coordinator(plan, ALL_ON, LIMITS, watching, processes)
@@ -169,3 +199,59 @@ def test_a_server_that_stays_away_kills_tasks_and_everything_is_accounted_for(
     progress = next(check.evidence for check in verdict.checks if check.name == "progress")
     assert "killed by SIGBUS" in progress
     assert "the connection to the swap server was lost" in progress
+
+
+def test_a_server_that_does_not_answer_is_given_up_and_comes_back(area: Path) -> None:
+    plan = plan_with(area, nbd_timeout=0.5, nbd_dead_conn_timeout=60)
+    record, watching = run_with_restart(plan, back=after(1.5), pauses=True)
+    report, swap, wrong = ended(record)
+    assert wrong == []
+    assert report["workload"]["finished_tasks"] == 8
+    assert swap["nbd_timeouts"] == swap["nbd_reconnects"] >= 1
+    assert swap["nbd_requeued"] > 0
+    lost = [event.fields["why"] for event in watching.events if event.name == "nbd_connection_lost"]
+    assert "did not answer a request within 0.5 s" in lost[0]
+
+
+def nbdkit_main(channel: Connection, spec: NbdHostSpec) -> None:
+    """nbdkit with TLS, in the server's place; its certificates lie beside its file.
+
+    It must be killed by its process id: told to end, it first answers with NBD_ESHUTDOWN, which is an I/O error.
+    """
+    (area,) = spec.plan.areas
+    assert area.file is not None
+    directory = Path(area.file).parent
+    argv = ["nbdkit", "--foreground", "--exit-with-parent", f"--ipaddr={area.address}", f"--port={area.port}"]
+    argv += ["--tls=require", f"--tls-certificates={directory}", "file", area.file]
+    server = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    while server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex((area.address, area.port)) == 0:
+                break
+    channel.send(Ready(spec.plan.name, {"pid": server.pid}))
+    channel.recv()
+    server.kill()
+    server.wait()
+    channel.send(Finished(spec.plan.name))
+
+
+@pytest.mark.program("nbdkit")
+@pytest.mark.program("openssl")
+def test_swap_over_tls_survives_a_restart_too_and_the_result_says_what_tls_means(area: Path) -> None:
+    make_certificates(area.parent)
+    plan = plan_with(area, nbd_dead_conn_timeout=60, tls=TlsFiles(str(area.parent / "ca-cert.pem"), hostname="server"))
+    assert any(TLS_WARNING in line for line in plan.warnings)
+    record, _ = run_with_restart(plan, back=after(0.3), main=nbdkit_main)
+    report, swap, wrong = ended(record)
+    assert wrong == []
+    assert (report["workload"]["finished_tasks"], swap["nbd_reconnects"]) == (8, 1)
+
+
+def make_certificates(directory: Path) -> None:
+    new = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
+    for name, more in (
+        ("ca", ()),
+        ("server", ("-CA", "ca-cert.pem", "-CAkey", "ca-key.pem", "-addext", "subjectAltName=DNS:server")),
+    ):
+        files = ("-keyout", f"{name}-key.pem", "-out", f"{name}-cert.pem", "-subj", f"/CN={name}")
+        subprocess.run([*new, *files, *more], cwd=directory, check=True, capture_output=True)

@@ -149,7 +149,7 @@ def test_a_page_that_cannot_be_read_back_kills_with_sigbus() -> None:
 
 
 def test_a_page_that_could_not_be_read_stays_in_the_swap_cache_until_it_is_reclaimed() -> None:
-    """Until then whoever touches it gets SIGBUS, also a task for which it was only read ahead; then it is read again."""
+    """Until then whoever touches it gets SIGBUS; then it is read again."""
 
     async def main() -> None:
         machine = Machine()

@@ -1,4 +1,4 @@
-"""Our client against other people's servers, in their bad moods too: a table of programs, options and what must come."""
+"""Our client against other people's servers, in their bad moods too: programs, options and what must come."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def writes_fail(number: int) -> Expected:
 
 def small_blocks_are_refused(client: NbdClient) -> None:
     assert (client.export.minimum_block_size, client.export.maximum_block_size) == (PAGE, 4 * PAGE)
-    with pytest.raises(ValueError, match="multiple of 4096"):
+    with pytest.raises(ValueError, match="multiples of 4096"):
         client.read(1, 512, pages(b""))
     with pytest.raises(ValueError, match="at most 16384"):
         client.read(1, 0, pages(*[b""] * 5))

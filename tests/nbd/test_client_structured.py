@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import tracemalloc
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -124,7 +125,7 @@ def test_other_requests_may_fail_in_chunks_too() -> None:
         (chunk(NONE, b"x", flags=DONE), "not empty"),
         (data(0, b"x", handle=2), "no READ"),
         (data(0, b"x", handle=3), "handle 3"),
-        (reply(1), "simple reply"),
+        (reply(1), "simple one"),
         (reply(3), "handle 3"),
         (reply(2) + reply(2), "handle 2"),
         (error(0, flags=DONE), "malformed"),
@@ -153,7 +154,7 @@ def answers(draw: st.DrawFn) -> tuple[bytes, bytes]:
     edges = sorted({0, SIZE, *draw(st.lists(st.integers(0, SIZE), max_size=12))})
     content = bytearray(WHOLE)
     chunks = []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         if draw(st.booleans()):
             content[begin:end] = bytes(end - begin)
             chunks.append(hole(begin, end - begin))
