@@ -118,7 +118,7 @@ class StructuredClientProtocol(ClientProtocol):
         return [self._staging[self._staged :]]
 
     def received(self, count: int) -> list[Reply]:
-        """`count` bytes were put into `next_buffers()`. Raises NbdError for what is not a reply to a request in flight."""
+        """`count` bytes were put into `next_buffers()`. Raises NbdError for what answers no request in flight."""
         replies: list[Reply] = []
         staging = self._staging
         end = self._staged + count
