@@ -410,7 +410,7 @@ def test_128_requests_for_each_direction_or_with_blk_mq_for_both(preset: str, wa
         device = NbdDevice(switches_of(preset))
         reads = [at_slot(slot) for slot in range(2, 258, 2)]
         assert not await is_blocked(asyncio.create_task(device.submit_read(reads, 0)), 1)
-        assert len(device.queue) == 128
+        assert len(device.channels[0].hctx.requests) == 128
         late = [asyncio.create_task(submit([at_slot(1000)], 0)) for submit in (device.submit_read, device.submit_write)]
         assert [await is_blocked(task, 1) for task in late] == [True, waits]
         for task in late:
@@ -424,7 +424,7 @@ def test_the_largest_request(preset: str, lengths: list[int]) -> None:
     async def main() -> None:
         device = NbdDevice(switches_of(preset))
         await device.submit_read([at_slot(slot) for slot in range(1, 401)], 0)
-        assert [len(request.pages) for request in device.queue] == lengths
+        assert [len(request.pages) for request in device.channels[0].hctx.requests] == lengths
 
     simulate(main())
 
@@ -438,7 +438,7 @@ def test_nbd_thread_has_pf_memalloc_while_it_sends_and_then_no_more(preset: str)
         send_pending = client.send_pending
 
         def watched(most: int | None = None) -> bool:
-            during.append(rig.device.thread.pf_memalloc)
+            during.append(rig.channels[0].thread.pf_memalloc)
             return send_pending(most)
 
         client.send_pending = watched  # type: ignore[method-assign]
@@ -447,8 +447,8 @@ def test_nbd_thread_has_pf_memalloc_while_it_sends_and_then_no_more(preset: str)
         rig.acknowledge()
         await asyncio.sleep(1)
         assert during[0] == (preset != "vanilla")
-        assert not rig.device.thread.pf_memalloc
-        rig.thread.cancel()
+        assert not rig.channels[0].thread.pf_memalloc
+        rig.threads[0].cancel()
         rig.device.close()
         client.close()
 

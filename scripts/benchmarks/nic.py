@@ -56,7 +56,7 @@ from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.patches import PATCHES, Switches
 
-UDP_PORT, TCP_PORT = 9, 10809
+UDP_PORT, TCP_PORT, CLIENT_PORT = 9, 10809, 40000
 MTU = 1500
 RING = 1024
 SCARCE, PLENTY = 64 << 20, 256 << 20
@@ -102,8 +102,7 @@ class Host:
         self.device.alloc_rx_buffers()
         self.nic = Nic("left", "right", gso=gso)
         server = (ENDS.source_ip, TCP_PORT)
-        self.classifier = Classifier(MAC_B, server, self.queue, {UDP_PORT: self.plain_sk}, gso=gso)
-        self.classifier.attached = True
+        self.classifier = Classifier(MAC_B, server, {UDP_PORT: self.plain_sk}, gso=gso)
 
     def _take_pages(self) -> list[Page]:
         zone = self.node.zone
@@ -113,7 +112,9 @@ class Host:
         """Connect the NIC to the running event loop, garbage collected as in a run; CPU time counts from here."""
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
-        self.nic.attach(self.device, self.classifier, self.ledger, self.swap_sk, TCP_PORT)
+        self.nic.attach(self.device, self.classifier, self.ledger, TCP_PORT)
+        self.classifier.connect(CLIENT_PORT, self.queue)
+        self.nic.swapon(CLIENT_PORT, self.swap_sk)
         self._cpu = time.process_time()
 
     def accounts(self) -> dict[str, float]:
@@ -379,7 +380,11 @@ def _server_main(channel: Any, spec: tuple[Stream, bool]) -> None:
 
 
 def _client(stream: Stream, reads: bool) -> dict[str, float]:
-    with socket.create_connection((ENDS.source_ip, TCP_PORT)) as connection:
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.bind((ENDS.destination_ip, CLIENT_PORT))
+        connection.connect((ENDS.source_ip, TCP_PORT))
         return _transfer(connection, stream, reads)
 
 

@@ -322,14 +322,14 @@ PATCHES = (
         14,
         "pf-memalloc",
         "nbd_thread sends with PF_MEMALLOC",
-        ("hosts/nbd_device.py", "self.thread.pf_memalloc = True", "pass"),
+        ("hosts/nbd_device.py", "thread.pf_memalloc = True", "pass"),
         VECTORS,
     ),
     _broken(
         14,
         "restore",
         "and has it no longer when it has sent",
-        ("hosts/nbd_device.py", "self.thread.pf_memalloc = saved", "pass"),
+        ("hosts/nbd_device.py", "thread.pf_memalloc = saved", "pass"),
         VECTORS,
     ),
     _broken(
@@ -343,7 +343,7 @@ PATCHES = (
         14,
         "sk-allocation",
         "its socket allocates with GFP_NOIO and __GFP_MEMALLOC",
-        ("hosts/nbd_device.py", "sk.sk_allocation = GFP_NOIO | GFP_MEMALLOC", "sk.sk_allocation = GFP_NOIO"),
+        ("hosts/nbd_device.py", "sk_allocation = GFP_NOIO | GFP_MEMALLOC", "sk_allocation = GFP_NOIO"),
         NBD,
     ),
     _broken(

@@ -6,7 +6,7 @@ failed check. `None` (nothing to check) exists for the two checks about the floo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,8 @@ from testbed.experiment.link_accounts import link_complaint
 from testbed.net.drop_reason import DropReason
 
 Finding = tuple[bool | None, str]
+MOST_NAMED = 8
+"""Tasks or slots that a line of evidence names."""
 CheckFunction = Callable[[ClientEvidence, RunEvidence], Finding]
 
 
@@ -86,7 +88,7 @@ def progress(client: ClientEvidence, run: RunEvidence) -> Finding:
     pages_in, pages_out = (number(client.report, "swap", key) for key in ("pages_in", "pages_out"))
     gap = seconds(client.report, "swap", "max_gap_s")
     seen, silent = longest_pause(client.samples)
-    done = f"{finished} of {tasks} tasks finished, {pages_out} pages out and {pages_in} in"
+    done = f"{finished} of {tasks} tasks finished{_killed(client)}, {pages_out} pages out and {pages_in} in"
     if run.out_of_time:
         return False, f"not finished within {run.time_limit:.0f} s, though still moving: {done}"
     if not tasks or finished != tasks:
@@ -103,6 +105,33 @@ def progress(client: ClientEvidence, run: RunEvidence) -> Finding:
     return True, f"{done}; longest pause {max(gap, seen):.2f} s"
 
 
+def _killed(client: ClientEvidence) -> str:
+    """The tasks that were killed, by what killed them."""
+    killed = section(client.report, "workload").get("killed") or {}
+    by_cause: dict[str, list[str]] = {}
+    for task, cause in killed.items():
+        by_cause.setdefault(str(cause), []).append(str(task))
+    named = [f"{_some(tasks)} killed by {cause}" for cause, tasks in by_cause.items()]
+    if named and (lost := section(client.report, "swap").get("connection_lost")):
+        named.append(f"the connection to the swap server was lost: {lost}")
+    return f" ({'; '.join(named)})" if named else ""
+
+
+def _lost_pages(client: ClientEvidence) -> str:
+    """The slots that a server which was started again did not have any more."""
+    lost = section(client.report, "swap").get("lost_pages") or {}
+    if not lost.get("count"):
+        return ""
+    slots = _some([str(each["slot"]) for each in lost["pages"]], lost["count"])
+    return f"; the server had lost {lost['count']} of them after a reconnection: slots {slots}"
+
+
+def _some(names: Sequence[str], count: int | None = None) -> str:
+    """The first few of `count` names."""
+    more = (len(names) if count is None else count) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def integrity(client: ClientEvidence, _: RunEvidence) -> Finding:
     """Every page was read back, some of them from swap, and all of them as written."""
     pages = number(client.report, "workload", "pages")
@@ -110,7 +139,10 @@ def integrity(client: ClientEvidence, _: RunEvidence) -> Finding:
     corrupt = number(client.report, "workload", "corrupt"), number(client.report, "swap", "corrupt")
     pages_in = number(client.report, "swap", "pages_in")
     if any(corrupt):
-        return False, f"{corrupt[0]} pages were not what a task had written ({corrupt[1]} as they came from swap)"
+        return False, (
+            f"{corrupt[0]} pages were not what a task had written ({corrupt[1]} as they came from swap)"
+            f"{_lost_pages(client)}"
+        )
     if not pages or checked < pages:
         return False, f"only {checked} of {pages} pages were read back"
     if not pages_in:

@@ -52,6 +52,12 @@ def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
         )
     if min(waiting) == 0:
         return Diagnosis(False, f"nothing moved for {still:.1f} s, but no task was waiting: idle, not deadlocked")
+    if any(stall_at.counters.get("nbd_live_connections") == 0 for stall_at in (stall.noticed, stall.after)):
+        return Diagnosis(
+            False,
+            f"the swap server was away, no deadlock: nothing moved for {still:.1f} s, nor for {confirmed:.1f} s after "
+            "the flood had stopped, and there was no connection to it",
+        )
     free = gauge(stall.after, "nr_free_pages")
     if free > stall.scarce:
         return Diagnosis(

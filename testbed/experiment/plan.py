@@ -41,6 +41,7 @@ from testbed.hosts.plan import (
     WorkloadPlan,
 )
 from testbed.mm.watermarks import PAGE_SIZE, compute
+from testbed.nbd.client_tls import TLS_WARNING
 from testbed.net.skbuff import rx_truesize
 from testbed.patches import DEFAULT_PRESET, PRESETS
 from testbed.size import format_size
@@ -343,6 +344,10 @@ def _client(
         tcp_mem=client.tcp_mem,
         neighbour_timeout=client.neighbour_timeout,
         host=change.host or client.host,
+        nbd_timeout=client.nbd_timeout,
+        nbd_dead_conn_timeout=client.nbd_dead_conn_timeout,
+        nbd_connections=client.nbd_connections,
+        tls=client.tls,
     )
 
 
@@ -441,3 +446,5 @@ def _warnings(client: ClientPlan) -> Iterator[str]:
         )
     if client.workload.pages * PAGE_SIZE <= client.memory // 2:
         yield f"{client.name}: its workload fits in half of its memory, so that it may never swap"
+    if client.tls is not None:
+        yield f"{client.name}: {TLS_WARNING}"

@@ -36,14 +36,48 @@ class Frames(msgspec.Struct):
     swap_socket_filtered: int = 0
 
 
+class LostPage(msgspec.Struct):
+    """A page that was not on the server any more: its slot, and whose page number so and so it was."""
+
+    slot: int
+    task: str
+    page: int
+
+
+class LostPages(msgspec.Struct):
+    """Pages that came back wrong after a reconnection: how many, and the first of them."""
+
+    count: int = 0
+    pages: list[LostPage] = []
+
+
 class Swap(msgspec.Struct):
-    """Swap traffic in pages; `max_gap_s` is the longest time without a completion, `mib_per_s` counts both ways."""
+    """Swap traffic in pages; `max_gap_s` is the longest time without a completion, `mib_per_s` counts both ways.
+
+    `connection_lost` says why a connection to the server was lost last, `nbd_requeued` counts requests that were
+    queued again for that and `nbd_timeouts` those that took too long, `sigbus` the faults that found a page unreadable;
+    errors are in pages.
+    """
 
     pages_in: int = 0
     pages_out: int = 0
     corrupt: int = 0
     max_gap_s: float = 0.0
     mib_per_s: float = 0.0
+    swap_read_errors: int = 0
+    swap_write_errors: int = 0
+    sigbus: int = 0
+    nbd_reconnects: int = 0
+    nbd_requeued: int = 0
+    nbd_timeouts: int = 0
+    connection_lost: str | None = None
+    lost_pages: LostPages = msgspec.field(default_factory=LostPages)
+
+
+SWAP_SUMS = (
+    *("swap_read_errors", "swap_write_errors", "sigbus"),
+    *("nbd_reconnects", "nbd_requeued", "nbd_timeouts"),
+)
 
 
 class FloodTotals(msgspec.Struct):
@@ -64,7 +98,10 @@ class Memory(msgspec.Struct):
 
 
 class Workload(msgspec.Struct):
-    """What the tasks did, in pages; `seconds` is from start to end, 0 if they did not come to an end."""
+    """What the tasks did, in pages; `seconds` is from start to end, 0 if they did not come to an end.
+
+    `killed` says of each task that was killed by what.
+    """
 
     tasks: int = 0
     finished_tasks: int = 0
@@ -74,6 +111,7 @@ class Workload(msgspec.Struct):
     checked: int = 0
     corrupt: int = 0
     seconds: float = 0.0
+    killed: dict[str, str] = {}
 
 
 class Times(msgspec.Struct):
@@ -229,6 +267,11 @@ def total_swap(clients: Iterable[ClientResult]) -> Swap:
         total.corrupt += swap.corrupt
         total.max_gap_s = max(total.max_gap_s, swap.max_gap_s)
         total.mib_per_s += swap.mib_per_s
+        for name in SWAP_SUMS:
+            setattr(total, name, getattr(total, name) + getattr(swap, name))
+        total.connection_lost = total.connection_lost or swap.connection_lost
+        total.lost_pages.count += swap.lost_pages.count
+        total.lost_pages.pages = total.lost_pages.pages + swap.lost_pages.pages
     return total
 
 
@@ -253,6 +296,7 @@ def total_workload(clients: Iterable[ClientResult]) -> Workload:
     for work in all_work:
         for name in ("tasks", "finished_tasks", "killed_tasks", "pages", "touches", "checked", "corrupt"):
             setattr(total, name, getattr(total, name) + getattr(work, name))
+        total.killed = total.killed | work.killed
     if all(work.seconds for work in all_work):
         total.seconds = max((work.seconds for work in all_work), default=0.0)
     return total

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, NoReturn, TypeVar
 
 from testbed.hosts.plan import BystanderProtocol, ClientHost, Reader, SlabAllocator, ZoneLayout
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
+from testbed.nbd.client_tls import TlsFiles
 from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
 from testbed.size import parse_size
@@ -61,6 +62,11 @@ def _check_name(kind: str, name: object) -> None:
 def _check_number(value: object, what: str, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise TopologyError(f"{what} must be a whole number from {least} to {most}, not {value!r}")
+
+
+def _check_seconds(value: float | None, what: str, least: float, most: float) -> None:
+    if value is not None and not least <= value <= most:
+        raise TopologyError(f"{what} must be from {least:g} to {most:g} s")
 
 
 def _check_choice(value: object, what: str, choices: Sequence[str]) -> None:
@@ -147,6 +153,11 @@ class SwapClient:
     for `udp_mem` is raised to what the UDP bystanders' buffers hold).
     `neighbour_timeout` is after how many seconds unconfirmed an ARP entry is asked for again (None: never needed).
     `host` is what stands in its place: the model, or a real kernel (User Mode Linux).
+
+    `nbd_timeout` is how many seconds a request to the server may take before its connection is given up (None: any
+    number), `nbd_dead_conn_timeout` how long requests wait for a new connection when none is alive (None: they fail at
+    once, and nobody reconnects), `nbd_connections` how many there are; whatever the kernel's version, these are today's
+    driver's. `tls` names the files to encrypt with.
     """
 
     name: str
@@ -170,13 +181,19 @@ class SwapClient:
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
     host: ClientHost = "emulated"
+    nbd_timeout: float | None = None
+    nbd_dead_conn_timeout: float | None = None
+    nbd_connections: int = 1
+    tls: TlsFiles | None = None
 
     def __post_init__(self) -> None:
         _check_name("client", self.name)
+        _check_seconds(self.nbd_timeout, f"{self.name}: nbd_timeout", 0.01, 3600)
+        _check_seconds(self.nbd_dead_conn_timeout, f"{self.name}: nbd_dead_conn_timeout", 0.01, 86400)
+        _check_number(self.nbd_connections, f"{self.name}: nbd_connections", 1, 16)
         _check_mem(self.udp_mem, f"{self.name}: udp_mem")
         _check_mem(self.tcp_mem, f"{self.name}: tcp_mem")
-        if self.neighbour_timeout is not None and not 0.01 <= self.neighbour_timeout <= 3600:
-            raise TopologyError(f"{self.name}: neighbour_timeout must be from 0.01 to 3600 s")
+        _check_seconds(self.neighbour_timeout, f"{self.name}: neighbour_timeout", 0.01, 3600)
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
         _check_choice(self.host, f"{self.name}: host", CLIENT_HOSTS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ TCP_SYN, TCP_ACK = 0x02, 0x10
 TCP_SYN_ACK = TCP_SYN | TCP_ACK
 OTHERHOST = -1
 STACK = 0
-SWAP = 1
+CONNECTING, SWAP_NAME = "nbd-client", "swap"
+"""Whose a connection to the swap server is: the program's that opens it, and the kernel's once it has taken it over."""
 
 FEW = 8
 """Up to so many frames it is quicker to look at each by itself."""
@@ -39,6 +40,7 @@ GSO_LAYOUT = struct.Struct(f">B{PLAIN_OFFSET - 1}xxB2xBB4x{_HEADERS}")
 """The same with the virtio header's gso_type and gso_size (low byte, high byte)."""
 
 Codes = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 
 Segment = tuple[int, int, int]
 """Stream offset at which a frame's data ends, wire frames it stands for, bytes of data in each but the last."""
@@ -59,13 +61,25 @@ class Stream:
         return stream_offset(seq, self.first_seq, self.queue.copied_seq)
 
 
+@dataclass(slots=True)
+class SwapStream:
+    """A connection to the swap server: its number among the kinds, its queue, its first byte's sequence number.
+
+    `attached` says that the queue knows how far the stream has been read; before that nothing is queued.
+    """
+
+    code: int
+    queue: TcpReceiveQueue
+    first_seq: int | None = None
+    attached: bool = False
+
+
 class Classifier:
-    """Finds the receivers of frames.
+    """Finds the receivers of frames. Connections to the swap server are told of with `connect`.
 
     Args:
         mac: the client's own MAC address.
         server: IPv4 address and port of the swap server.
-        swap_queue: the receive queue of the swap connection.
         sockets: datagram sockets by UDP port.
         listeners: listening sockets by TCP port.
     """
@@ -74,7 +88,6 @@ class Classifier:
         self,
         mac: str,
         server: tuple[str, int],
-        swap_queue: TcpReceiveQueue,
         sockets: dict[int, Sock],
         *,
         gso: bool,
@@ -84,13 +97,12 @@ class Classifier:
         self._mac = int.from_bytes(octets[:2], "big"), int.from_bytes(octets[2:], "big")
         self._server = int.from_bytes(socket.inet_aton(server[0]), "big")
         self._server_port = server[1]
-        self._swap_queue = swap_queue
         self._gso = gso
-        self._kinds = [Kind(ETH_P_IP, None, "ip"), Kind(ETH_P_IP, swap_queue, "swap")]
+        self._kinds = [Kind(ETH_P_IP, None, "ip")]
         self._kinds += [Kind(ETH_P_IP, sk, sk.name) for sk in sockets.values()]
         self._stack_kinds: dict[tuple[int, int], int] = {}
         self._udp_code = np.zeros(65536, np.int64)
-        self._udp_code_of = {port: code for code, port in enumerate(sockets, start=2)}
+        self._udp_code_of = {port: code for code, port in enumerate(sockets, start=1)}
         for port, code in self._udp_code_of.items():
             self._udp_code[port] = code
         self._listeners = dict(listeners or {})
@@ -98,9 +110,22 @@ class Classifier:
         self._listening[list(self._listeners)] = True
         self._streams: dict[tuple[int, int], Stream] = {}
         self.layout = GSO_LAYOUT if gso else PLAIN_LAYOUT
-        self._first_seq: int | None = None
-        self.attached = False
-        """Whether the swap connection's stream offsets are known to the receive queue yet."""
+        self._swap: dict[int, SwapStream] = {}
+
+    def connect(self, port: int, queue: TcpReceiveQueue) -> None:
+        """A connection to the swap server is being opened from our `port`."""
+        self._swap[port] = SwapStream(len(self._kinds), queue)
+        self._kinds.append(Kind(ETH_P_IP, queue, CONNECTING))
+
+    def attach(self, port: int) -> None:
+        """The kernel has taken over that connection, and its queue knows how far it has been read."""
+        stream = self._swap[port]
+        stream.attached = True
+        self._kinds[stream.code] = Kind(ETH_P_IP, stream.queue, SWAP_NAME)
+
+    def disconnect(self, port: int) -> None:
+        """The connection is gone: what still comes for it is answered with a reset by the stack."""
+        self._swap.pop(port, None)
 
     def classify(self, block: FrameBlock) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
         """The block as the receive path wants it, and which frames are for another host (None: none are)."""
@@ -115,9 +140,10 @@ class Classifier:
             is_ip = protocol == ETH_P_IP
             code = self._udp_code_of.get(ports & 0xFFFF, STACK) if is_ip and ip_protocol == IPPROTO_UDP else STACK
             segment = (0, 1, size_low | size_high << 8)
-            if is_ip and ip_protocol == IPPROTO_TCP and (source, ports >> 16) == (self._server, self._server_port):
-                code = SWAP
-                segment = self._tcp_segment(total, fields[11:], gso_type, segment[2])
+            stream = self._swap_stream(source, ports) if is_ip and ip_protocol == IPPROTO_TCP else None
+            if stream is not None:
+                code = stream.code
+                segment = self._tcp_segment(stream, total, fields[11:], gso_type, segment[2])
             elif is_ip and ip_protocol == IPPROTO_TCP and ports & 0xFFFF in self._listeners:
                 size = segment[2] if gso_type else 0
                 code, segment = self._stream_segment(source, ports, total, fields[11:], size) or (STACK, segment)
@@ -133,15 +159,22 @@ class Classifier:
                 batch.gso_size = [size for _, _, size in tcp]
         return batch, np.array(others, np.bool_) if any(others) else None
 
-    def _tcp_segment(self, total: int, tcp: tuple[int, int, int], gso_type: int, size: int) -> tuple[int, int, int]:
-        """(end_seq, segments, gso_size) of one frame of the swap connection."""
+    def _swap_stream(self, source: int, ports: int) -> SwapStream | None:
+        if source == self._server and ports >> 16 == self._server_port:
+            return self._swap.get(ports & 0xFFFF)
+        return None
+
+    def _tcp_segment(
+        self, stream: SwapStream, total: int, tcp: tuple[int, int, int], gso_type: int, size: int
+    ) -> tuple[int, int, int]:
+        """(end_seq, segments, gso_size) of one frame of a swap connection."""
         seq, offset, flags = tcp
         payload = total - 20 - (offset >> 4 << 2)
-        if self._first_seq is None and flags & TCP_SYN_ACK == TCP_SYN_ACK:
-            self._first_seq = seq + 1
+        if stream.first_seq is None and flags & TCP_SYN_ACK == TCP_SYN_ACK:
+            stream.first_seq = seq + 1
         end_seq = 0
-        if self.attached and self._first_seq is not None and payload > 0:
-            end_seq = stream_offset(seq + payload, self._first_seq, self._swap_queue.copied_seq)
+        if stream.attached and stream.first_seq is not None and payload > 0:
+            end_seq = stream_offset(seq + payload, stream.first_seq, stream.queue.copied_seq)
         return end_seq, max(1, -(-payload // size)) if self._gso and gso_type and size else 1, size
 
     def _stream_segment(
@@ -174,19 +207,30 @@ class Classifier:
         codes: Codes = np.where(is_ip & (ip_protocol == IPPROTO_UDP), self._udp_code[column(headers, 36, ">u2")], STACK)
         swap = is_ip & (ip_protocol == IPPROTO_TCP) & (column(headers, 34, ">u2") == self._server_port)
         swap &= column(headers, 26, ">u4") == self._server
-        has_swap = bool(swap.any())
-        if has_swap:
-            codes[swap] = SWAP
+        swap_streams = self._swap_streams(headers, codes, swap) if swap.any() else []
         streams = self._stream_segments(block, headers, codes, is_ip) if self._listeners else {}
         stack = codes == STACK
         if stack.any():
             codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack])
         batch = self._batch(codes)
-        if has_swap:
-            self._add_tcp(batch, block, headers, swap)
+        if swap_streams:
+            self._add_tcp(batch, block, headers, swap_streams)
         if streams:
             self._add_streams(batch, block, streams)
         return batch, None if addressed.all() else ~addressed
+
+    def _swap_streams(
+        self, headers: npt.NDArray[np.uint8], codes: Codes, swap: Flags
+    ) -> list[tuple[SwapStream, Flags]]:
+        """The connections that the swap server's frames are of, and which frames are each one's."""
+        ports = column(headers, 36, ">u2")
+        found = []
+        for port, stream in self._swap.items():
+            mine = swap & (ports == port)
+            if mine.any():
+                codes[mine] = stream.code
+                found.append((stream, mine))
+        return found
 
     def _stream_segments(
         self, block: FrameBlock, headers: npt.NDArray[np.uint8], codes: Codes, is_ip: npt.NDArray[np.bool_]
@@ -247,33 +291,40 @@ class Classifier:
         return mine
 
     def _add_tcp(
-        self, batch: RxBatch, block: FrameBlock, headers: npt.NDArray[np.uint8], swap: npt.NDArray[np.bool_]
+        self,
+        batch: RxBatch,
+        block: FrameBlock,
+        headers: npt.NDArray[np.uint8],
+        streams: Sequence[tuple[SwapStream, Flags]],
     ) -> None:
-        """Stream offsets, and how many wire frames each frame of the swap connection stands for."""
+        """Stream offsets, and how many wire frames each frame of a swap connection stands for."""
         seq = column(headers, 38, ">u4").astype(np.int64)
         header = 20 + ((headers[:, 46] >> 4).astype(np.int64) << 2)
-        payload = np.where(swap, column(headers, 16, ">u2").astype(np.int64) - header, 0)
-        self._learn_first_seq(headers, seq, swap)
-        if self.attached and self._first_seq is not None:
-            copied = self._swap_queue.copied_seq
-            expected = self._first_seq + copied
-            ahead = ((seq + payload - expected + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
-            batch.end_seq = np.where(payload > 0, copied + ahead, 0).tolist()
-        else:
-            batch.end_seq = [0] * block.count
+        length = column(headers, 16, ">u2").astype(np.int64) - header
+        ends = np.zeros(block.count, np.int64)
+        swap = streams[0][1]
+        for stream, mine in streams:
+            swap = swap | mine
+            _learn_first_seq(stream, headers, seq, mine)
+            if stream.attached and stream.first_seq is not None:
+                copied = stream.queue.copied_seq
+                ahead = ((seq + length - (stream.first_seq + copied) + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+                ends = np.where(mine & (length > 0), copied + ahead, ends)
+        batch.end_seq = ends.tolist()
         if self._gso:
             vnet = block.vnet
             size = column(vnet, 4, "<u2").astype(np.int64)
             whole = (vnet[:, 1] != 0) & (size > 0) & swap
-            segments = np.where(whole, -(-payload // np.maximum(size, 1)), 1)
+            segments = np.where(whole, -(-length // np.maximum(size, 1)), 1)
             batch.segments = np.maximum(segments, 1).tolist()
             batch.gso_size = size.tolist()
 
-    def _learn_first_seq(self, headers: npt.NDArray[np.uint8], seq: Codes, swap: npt.NDArray[np.bool_]) -> None:
-        if self._first_seq is None:
-            opening = np.flatnonzero(swap & ((headers[:, 47] & TCP_SYN_ACK) == TCP_SYN_ACK))
-            if len(opening):
-                self._first_seq = int(seq[opening[0]]) + 1
+
+def _learn_first_seq(stream: SwapStream, headers: npt.NDArray[np.uint8], seq: Codes, mine: Flags) -> None:
+    if stream.first_seq is None:
+        opening = np.flatnonzero(mine & ((headers[:, 47] & TCP_SYN_ACK) == TCP_SYN_ACK))
+        if len(opening):
+            stream.first_seq = int(seq[opening[0]]) + 1
 
 
 def stream_offset(seq: int, first_seq: int, near: int) -> int:

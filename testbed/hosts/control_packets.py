@@ -18,11 +18,12 @@ NAMES = ("swap data", "swap control", "swap retransmit", "arp request", "reply",
 
 
 class ControlPackets:
-    """Asks for the memory of what goes out through `device`; `swap_sk` is the swap connection's socket."""
+    """Asks for the memory of what goes out through `device`; `swap_sk` is a swap connection's socket, all being alike.
+    """
 
-    def __init__(self, device: NetDevice, swap_sk: Sock, ledger: Ledger) -> None:
+    def __init__(self, device: NetDevice, ledger: Ledger) -> None:
+        self.swap_sk: Sock | None = None
         self._device = device
-        self._swap_sk = swap_sk
         self._ledger = ledger
 
     def has_memory(self, kind: int, count: int) -> bool:
@@ -35,7 +36,7 @@ class ControlPackets:
         if kind == SWAP_RETRANSMIT:
             sent = tcp_retransmit_skb(count, device.skb_memory, netstat, device.softirq)
         else:
-            sk = self._swap_sk if kind == SWAP_CONTROL else None
+            sk = self.swap_sk if kind == SWAP_CONTROL else None
             netstat.arp_solicits += count if kind == ARP_REQUEST else 0
             sent = send_control_packets(count, sk, device.skb_memory, device.socket_memory, device.softirq)
         device.softirq.pf_memalloc = False

@@ -17,9 +17,12 @@ from testbed.hosts.bystander import Bystander, Receiver, working_set
 from testbed.hosts.cpu_times import CpuClock, CpuTimes
 from testbed.hosts.ledger import Ledger
 from testbed.hosts.messages import Command, Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
-from testbed.hosts.nbd_device import NbdDevice
+from testbed.hosts.nbd_device import NbdConfig, NbdDevice
+from testbed.hosts.nbd_sock import SwapSocket
 from testbed.hosts.plan import BystanderPlan, ClientPlan
+from testbed.hosts.reconnect import Reconnect
 from testbed.hosts.report import Ends, client_report
+from testbed.hosts.swap_area import check_swap_area
 from testbed.hosts.tcp_bystander import TcpBystander
 from testbed.hosts.tcpdump import Tcpdump
 from testbed.hosts.tracepoints import Tracepoints
@@ -30,6 +33,7 @@ from testbed.mm.node import Node
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
+from testbed.nbd.errors import NbdError
 from testbed.nbd.swap_header import swap_header
 from testbed.net.backlog import Backlog, KernelBug
 from testbed.net.dev import NetDevice
@@ -83,12 +87,16 @@ class Edge(Protocol):
         """Let frames come in."""
         ...
 
-    async def connect(self) -> NbdClient:
+    async def connect(self, swap_socket: SwapSocket) -> NbdClient:
         """A connection to the swap server that has chosen its export. Raises LabError."""
         ...
 
-    def swapon(self, nbd: NbdClient) -> None:
-        """Tell the client's receive queue how far the connection has come, and from now on its device of each ACK."""
+    def swapon(self, nbd: NbdClient, swap_socket: SwapSocket) -> None:
+        """Tell the receive queue how far the connection has come, and from now on the client's device of each ACK."""
+        ...
+
+    def disconnect(self, nbd: NbdClient) -> None:
+        """The connection is about to be closed."""
         ...
 
     async def drain(self) -> None:
@@ -154,7 +162,8 @@ class EmulatedClient:
         self.sample_interval = sample_interval
         self.switches = Switches.of(patches, plan.rules)
         self.ram = mmap.mmap(-1, plan.memory)
-        self.device = NbdDevice(self.switches)
+        nbd_config = NbdConfig(plan.nbd_connections, plan.nbd_timeout, plan.nbd_dead_conn_timeout)
+        self.device = NbdDevice(self.switches, nbd_config)
         self.netstat = NetStat()
         self.socket_memory = SocketMemory(self.switches, self.netstat)
         self.node = Node(
@@ -176,9 +185,8 @@ class EmulatedClient:
         rules, buffer_pages = self.switches.rules, managed - plan.watermarks.high
         self.tcp = Proto("TCP", plan.tcp_mem or tcp_mem(buffer_pages, rules), rules, has_memory_pressure=True)
         self.udp = Proto("UDP", plan.udp_mem or default_udp_mem(plan, buffer_pages), rules, has_memory_pressure=False)
-        self.swap_sk = Sock("swap", plan.receive_buffer or tcp_receive_limit(managed), swap=True, prot=self.tcp)
-        self.receive_queue = TcpReceiveQueue(self.swap_sk, self.skb_memory)
-        self.send_queue = TcpSendQueue(self.swap_sk, self.skb_memory, plan.send_buffer or tcp_send_limit(managed))
+        self.receive_buffer = plan.receive_buffer or tcp_receive_limit(managed)
+        self.send_buffer = plan.send_buffer or tcp_send_limit(managed)
         self.ledger = Ledger(self.node.page_alloc)
         self.netdev = NetDevice(
             self.skb_memory,
@@ -196,11 +204,13 @@ class EmulatedClient:
         self.cpu_times = CpuTimes(cpu_clock)
         self.tasks: list[asyncio.Task[None]] = []
         self.kernel_threads: list[asyncio.Task[None]] = []
+        self.reconnecting: asyncio.Task[None] | None = None
         self.stopping = asyncio.Event()
         self.workload_started: float | None = None
         self.workload_ended: float | None = None
         self.nr_tasks = 0
         self.tracepoints: Tracepoints | None = None
+        self.swap_bytes = 0
         self.panic: str | None = None
         """The BUG that stopped the machine."""
 
@@ -228,7 +238,7 @@ class EmulatedClient:
     def receive_window(self) -> int:
         """Bytes of data that the server may send ahead, which must fit the model's receive buffer at its true size."""
         payload = self.plan.interface.mtu - TCP_IP_HEADERS
-        return int(self.swap_sk.rcvbuf * RECEIVE_WINDOW_SHARE * payload / self.skb_memory.rx_truesize)
+        return int(self.receive_buffer * RECEIVE_WINDOW_SHARE * payload / self.skb_memory.rx_truesize)
 
     @property
     def sockets(self) -> list[Bystander]:
@@ -258,21 +268,36 @@ class EmulatedClient:
     async def _run(self) -> None:
         self.netdev.alloc_rx_buffers()
         self.edge.attach(self)
-        client = await self.edge.connect()
-        self._mkswap_check(client)
-        await self._mkswap(client)
-        self._swapon(client)
-        self.say(Ready(self.plan.name, {"swap_bytes": client.export_size}))
+        self.device.swapon(self.node.swap_io, self.socket_memory)
+        self.device.on_close = self.edge.disconnect
+        for number in range(self.plan.nbd_connections):
+            await self._connect(number)
+        self._swapon()
+        self.say(Ready(self.plan.name, {"swap_bytes": self.swap_bytes}))
         sampler = asyncio.create_task(self._sample())
         await self.stopping.wait()
         sampler.cancel()
-        await self._stop(client)
+        await self._stop()
 
-    def _mkswap_check(self, client: NbdClient) -> None:
-        if client.export_size < self.plan.swap.bytes:
-            raise LabError(
-                f"the server's export has {client.export_size} bytes, the swap area needs {self.plan.swap.bytes}"
-            )
+    async def _connect(self, number: int) -> None:
+        """Open connection `number` and give it to the device; the first of all makes the swap area. Raises LabError."""
+        swap_socket = self._swap_socket()
+        nbd = None
+        try:
+            nbd = await self.edge.connect(swap_socket)
+            check_swap_area(nbd.export, self.plan)
+            if not self.swap_bytes:
+                await self._mkswap(nbd)
+        except BaseException as error:
+            if nbd is not None:
+                self.edge.disconnect(nbd)
+                nbd.close()
+            swap_socket.close()
+            if isinstance(error, NbdError):
+                raise LabError(f"no swap area: {error}") from error
+            raise
+        self.edge.swapon(nbd, swap_socket)
+        self.device.attach(number, nbd, swap_socket)
 
     async def _mkswap(self, client: NbdClient) -> None:
         """Write the header of a swap area to the export's first page, as mkswap does."""
@@ -283,19 +308,27 @@ class EmulatedClient:
         while client.in_flight:
             client.send_pending()
             if any(error for _, error in client.receive()):
-                raise LabError("the server would not take the header of the swap area: is it read-only?")
+                raise LabError("the server would not take the header of the swap area")
             if loop.time() > deadline:
                 raise LabError(f"the server did not store the swap header within {MKSWAP_TIMEOUT:g} s")
             await asyncio.sleep(0.002)
+        self.swap_bytes = client.export_size
+        self.device.limit_requests(client.export.maximum_block_size)
 
-    def _swapon(self, client: NbdClient) -> None:
-        self.edge.swapon(client)
-        self.device.attach(client, self.node.swap_io, self.receive_queue, self.send_queue, self.socket_memory)
+    def _swap_socket(self) -> SwapSocket:
+        sk = Sock("swap", self.receive_buffer, swap=True, prot=self.tcp)
+        send_queue = TcpSendQueue(sk, self.skb_memory, self.send_buffer)
+        return SwapSocket(TcpReceiveQueue(sk, self.skb_memory), send_queue)
+
+    def _swapon(self) -> None:
         self.device.on_first_write = lambda: self._event("swapping", {})
+        reconnect = Reconnect(self.device, self._connect, self._event)
         self.kernel_threads = [
             asyncio.create_task(self.node.kswapd.run()),
-            asyncio.create_task(self.device.nbd_thread()),
+            *(asyncio.create_task(self.device.nbd_thread(number)) for number in range(self.plan.nbd_connections)),
         ]
+        if self.plan.nbd_dead_conn_timeout:
+            self.reconnecting = asyncio.create_task(reconnect.run())
         if self.tap is not None:
             self._spawn(self.tap.run(self.node.memory))
         self.canary.read_promptly(self.netdev)
@@ -398,8 +431,8 @@ class EmulatedClient:
             "finished_tasks": progress.finished_tasks,
             "killed_tasks": progress.killed_tasks,
             "corrupt": progress.corrupt,
-            "sk_wmem_queued": self.swap_sk.wmem_queued,
-            "sk_rmem_alloc": self.swap_sk.rmem_alloc,
+            "sk_wmem_queued": sum(socket.sk.wmem_queued for socket in self.device.sockets),
+            "sk_rmem_alloc": sum(socket.sk.rmem_alloc for socket in self.device.sockets),
             "bystander_rmem_alloc": sum(sk.rmem_alloc for sk in self.unrelated) - self.canary.sk.rmem_alloc,
             "backlog_skbs": sum(len(backlog) for backlog in self._backlogs()),
             "udp_memory_allocated": self.udp.memory_allocated,
@@ -410,13 +443,17 @@ class EmulatedClient:
             "swap_used": self.node.swap.inuse_pages,
             "swap_write_errors": self.node.swap_io.write_errors,
             "swap_read_errors": self.node.swap_io.read_errors,
+            "nbd_live_connections": self.device.live_connections,
+            "nbd_reconnects": self.device.nbd_reconnects,
+            "nbd_requeued": self.device.nbd_requeued,
+            "nbd_timeouts": self.device.nbd_timeouts,
             "tp_drops": self.edge.lost,
         }
 
     def _backlogs(self) -> list[Backlog]:
-        return [sk.backlog for sk in (self.swap_sk, *self.unrelated) if sk.backlog is not None]
+        return [sk.backlog for sk in self.unrelated if sk.backlog is not None]
 
-    async def _stop(self, client: NbdClient) -> None:
+    async def _stop(self) -> None:
         """End the tasks, then the kernel threads, and give every page back."""
         memory = self._gauges()
         for task in self.tasks:
@@ -427,6 +464,9 @@ class EmulatedClient:
         await self.edge.drain()
         counters = self.counters()
         interfaces = self.edge.interfaces()
+        if self.reconnecting is not None:
+            self.reconnecting.cancel()
+            await asyncio.wait([self.reconnecting])
         self.device.disconnect()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         for thread in self.kernel_threads:
@@ -436,11 +476,8 @@ class EmulatedClient:
         ends = Ends(interfaces, sum(backlog.frames for backlog in self._backlogs()))
         for bystander in (self.canary, *self.bystanders):
             bystander.drain(self.netdev)
-        self.receive_queue.purge()
-        self.send_queue.purge()
         self.netdev.close()
         self.node.drop_caches()
-        client.close()
         self.ledger.close_interval(_now())
         self.say(Finished(self.plan.name, client_report(self, counters, memory, ends)))
 

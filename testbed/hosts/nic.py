@@ -63,20 +63,29 @@ class Nic:
         self.host_frames = 0
         self.wire_segments = 0
 
-    def attach(
-        self, device: NetDevice, classifier: Classifier, ledger: Ledger, swap_sk: Sock, server_port: int
-    ) -> None:
+    def attach(self, device: NetDevice, classifier: Classifier, ledger: Ledger, server_port: int) -> None:
         """Connect the model and start to take frames from the running event loop."""
         self.device = device
         self.classifier = classifier
         self.ledger = ledger
-        self._control = ControlPackets(device, swap_sk, ledger)
+        self._control = ControlPackets(device, ledger)
         self._outgoing = Outgoing(classifier.layout, server_port)
         self.on_swap_frames = _nothing
         device.pass_on = self._pass_on
         loop = asyncio.get_running_loop()
         loop.add_reader(self.wire_ring.fileno(), self.receive)
         loop.add_reader(self.inner_ring.fileno(), self.transmit)
+
+    def swapon(self, port: int, sk: Sock) -> None:
+        """The connection from our `port` is now a swap connection, with this socket."""
+        self.classifier.attach(port)
+        self._outgoing.attach(port)
+        self._control.swap_sk = sk
+
+    def disconnect(self, port: int) -> None:
+        """That connection is gone."""
+        self.classifier.disconnect(port)
+        self._outgoing.disconnect(port)
 
     def detach(self) -> None:
         """Stop taking frames."""

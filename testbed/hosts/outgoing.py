@@ -24,12 +24,24 @@ TCP_RST = 0x04
 
 
 class Outgoing:
-    """Tells outgoing frames apart. `layout` is the classifier's, `server_port` the swap server's."""
+    """Tells outgoing frames apart. `layout` is the classifier's, `server_port` the swap server's.
+
+    Only the ports that are attached are the kernel's own connections to it: what a program sends that opens one, or
+    that is left of one, is as anybody's.
+    """
 
     def __init__(self, layout: struct.Struct, server_port: int) -> None:
         self._layout = layout
         self._server_port = server_port
-        self._snd_nxt: int | None = None
+        self._snd_nxt: dict[int, int | None] = {}
+
+    def attach(self, port: int) -> None:
+        """From now on our `port` is a swap connection's."""
+        self._snd_nxt[port] = None
+
+    def disconnect(self, port: int) -> None:
+        """It is no more."""
+        self._snd_nxt.pop(port, None)
 
     def kinds(self, block: FrameBlock) -> list[int]:
         """What each frame of the block is."""
@@ -40,9 +52,10 @@ class Outgoing:
         kinds = []
         for index, fields in enumerate(block.unpacked(self._layout)):
             _, _, _, _, _, _, protocol, total, ip_protocol, _, ports, seq, offset, flags = fields
-            if protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port:
+            swap = protocol == ETH_P_IP and ip_protocol == IPPROTO_TCP and ports & 0xFFFF == self._server_port
+            if swap and ports >> 16 in self._snd_nxt:
                 size = total - 20 - (offset >> 4 << 2)
-                kinds.append(self._swap_data(seq, size) if size > 0 else SWAP_CONTROL)
+                kinds.append(self._swap_data(ports >> 16, seq, size) if size > 0 else SWAP_CONTROL)
             else:
                 operation = block.headers[index, ARP_OPERATION_AT] if protocol == ETH_P_ARP else 0
                 kinds.append(_stack_frame(protocol, int(operation), ip_protocol, ports >> 24, flags))
@@ -55,30 +68,41 @@ class Outgoing:
         swap = (protocols == ETH_P_IP) & (ip_protocols == IPPROTO_TCP)
         swap &= column(headers, 36, ">u2") == self._server_port
         size = column(headers, 16, ">u2").astype(np.int64) - 20 - ((headers[:, 46] >> 4).astype(np.int64) << 2)
-        kinds = np.where(swap, SWAP_CONTROL, OTHER)
-        data = swap & (size > 0)
-        if data.any():
-            kinds[data] = self._swap_data_columns(column(headers, 38, ">u4")[data].astype(np.int64), size[data])
-        for index in np.flatnonzero(~swap).tolist():
+        seq = column(headers, 38, ">u4").astype(np.int64)
+        kinds = np.full(block.count, OTHER)
+        ours = column(headers, 34, ">u2")
+        attached = np.zeros(block.count, np.bool_)
+        for port in self._snd_nxt:
+            mine = swap & (ours == port)
+            attached |= mine
+            kinds[mine] = SWAP_CONTROL
+            data = mine & (size > 0)
+            if data.any():
+                kinds[data] = self._swap_data_columns(port, seq[data], size[data])
+        for index in np.flatnonzero(~attached).tolist():
             row = headers[index]
             operation, icmp_type, flags = (int(row[at]) for at in (ARP_OPERATION_AT, ICMP_TYPE_AT, TCP_FLAGS_AT))
             kinds[index] = _stack_frame(int(protocols[index]), operation, int(ip_protocols[index]), icmp_type, flags)
         found: list[int] = kinds.tolist()
         return found
 
-    def _swap_data(self, seq: int, size: int) -> int:
-        base = seq if self._snd_nxt is None else self._snd_nxt
+    def _swap_data(self, port: int, seq: int, size: int) -> int:
+        snd_nxt = self._snd_nxt[port]
+        base = seq if snd_nxt is None else snd_nxt
         ahead = ((seq + size - base + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
         if ahead <= 0:
             return SWAP_RETRANSMIT
-        self._snd_nxt = (seq + size) & 0xFFFFFFFF
+        self._snd_nxt[port] = (seq + size) & 0xFFFFFFFF
         return SWAP_DATA
 
-    def _swap_data_columns(self, seq: npt.NDArray[np.int64], size: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        base = int(seq[0]) if self._snd_nxt is None else self._snd_nxt
+    def _swap_data_columns(
+        self, port: int, seq: npt.NDArray[np.int64], size: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        snd_nxt = self._snd_nxt[port]
+        base = int(seq[0]) if snd_nxt is None else snd_nxt
         ahead = ((seq + size - base + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
         highest = np.maximum.accumulate(np.maximum(ahead, 0))
-        self._snd_nxt = (base + int(highest[-1])) & 0xFFFFFFFF
+        self._snd_nxt[port] = (base + int(highest[-1])) & 0xFFFFFFFF
         return np.where(ahead > np.concatenate(([0], highest[:-1])), SWAP_DATA, SWAP_RETRANSMIT)
 
 

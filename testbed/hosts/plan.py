@@ -7,6 +7,7 @@ from typing import Literal
 
 from testbed.mm.watermarks import PAGE_SHIFT, Watermarks
 from testbed.mm.zone_layout import lowmem_reserve, zone_spans
+from testbed.nbd.client_tls import TlsFiles
 from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
 from testbed.rules import V9, Rules
@@ -107,6 +108,7 @@ class ClientPlan:
     out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
     segments of a GSO frame are merged again. `udp_mem` and `tcp_mem` are in pages, None for the kernel's own;
     `neighbour_timeout` is in seconds, None for neighbour entries that last. `host` is the model, or a real kernel.
+    The `nbd_` fields are those of `NbdConfig`, seconds; `tls` is how the connection is encrypted (None: it is not).
     """
 
     name: str
@@ -135,6 +137,10 @@ class ClientPlan:
     tcp_mem: Mem | None = None
     neighbour_timeout: float | None = None
     host: ClientHost = "emulated"
+    nbd_timeout: float | None = None
+    nbd_dead_conn_timeout: float | None = None
+    nbd_connections: int = 1
+    tls: TlsFiles | None = None
 
     @property
     def scarce(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from testbed.hosts.witnesses import witnesses
@@ -19,6 +19,10 @@ UNRELATED_ENDS = (
     DropReason.SOCKET_RCVBUFF,
     DropReason.SOCKET_BACKLOG,
     DropReason.PROTO_MEM,
+)
+NBD_COUNTERS = (
+    *("swap_read_errors", "swap_write_errors", "sigbus"),
+    *("nbd_reconnects", "nbd_requeued", "nbd_timeouts"),
 )
 
 
@@ -48,6 +52,7 @@ def client_report(
             "touches": progress.touches,
             "checked": progress.checked,
             "corrupt": progress.corrupt,
+            "killed": dict(progress.killed),
         },
         "times": _times(client),
         "pages_leaked": client.node.pages_leaked(),
@@ -68,7 +73,7 @@ def client_report(
             counters, client.netstat, (client.device.pf_memalloc_sends, client.device.ordinary_sends)
         ),
         "ledger": client.ledger.take_rows(),
-        "device": {"failed": client.device.failed, "tx_dropped": client.edge.tx_dropped},
+        "device": {"tx_dropped": client.edge.tx_dropped},
     }
 
 
@@ -108,7 +113,18 @@ def _swap(client: EmulatedClient, counters: Mapping[str, int]) -> dict[str, Any]
         "pages_in": pages_in,
         "pages_out": pages_out,
         "corrupt": client.progress.corrupt,
+        "lost_pages": _lost_pages(client),
+        **{name: counters[name] for name in NBD_COUNTERS},
+        "connection_lost": client.device.failed,
         "max_gap_s": client.device.max_gap_s,
         "mib_per_s": moved / seconds if seconds else 0.0,
         "seconds": seconds,
     }
+
+
+def _lost_pages(client: EmulatedClient) -> dict[str, Any]:
+    """The pages that were not on the server any more after a reconnection: how many, and the first of them."""
+    progress = client.progress
+    if not client.device.nbd_reconnects:
+        return {"count": 0, "pages": []}
+    return {"count": progress.wrong_from_swap, "pages": [asdict(lost) for lost in progress.wrong_slots]}

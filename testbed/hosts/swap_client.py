@@ -7,6 +7,7 @@ namespace, where its sockets are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import struct
@@ -20,6 +21,7 @@ from testbed.hosts.capturing_nic import CapturingNic
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.emulated_client import EmulatedClient
 from testbed.hosts.messages import Shutdown
+from testbed.hosts.nbd_sock import SwapSocket
 from testbed.hosts.nic import Nic
 from testbed.hosts.plan import CapturePlan, ClientPlan
 from testbed.hosts.real_buffer import enlarge
@@ -130,50 +132,65 @@ class RealEdge:
         self._classifier = Classifier(
             plan.interface.mac,
             (plan.swap.address, plan.swap.port),
-            client.receive_queue,
             {bystander.port: bystander.sk for bystander in client.sockets},
             gso=plan.gso,
             listeners={listener.port: listener.connection_request for listener in client.listeners},
         )
-        self.nic.attach(client.netdev, self._classifier, client.ledger, client.swap_sk, plan.swap.port)
+        self.nic.attach(client.netdev, self._classifier, client.ledger, plan.swap.port)
 
-    async def connect(self) -> NbdClient:
+    async def connect(self, swap_socket: SwapSocket) -> NbdClient:
         """Connect and shake hands. Raises LabError."""
-        swap = self._client.plan.swap
+        plan = self._client.plan
+        real = self._socket()
+        port = real.getsockname()[1]
+        self._classifier.connect(port, swap_socket.receive_queue)
         try:
-            return await asyncio.to_thread(self._connect)
+            return await asyncio.to_thread(self._shake_hands, real)
         except (OSError, NbdError) as error:
-            raise LabError(f"no swap area at {swap.address} port {swap.port}: {error}") from error
+            self._abandon(real, port)
+            raise LabError(f"no swap area at {plan.swap.address} port {plan.swap.port}: {error}") from error
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                real.shutdown(socket.SHUT_RDWR)  # so that the thread wakes up
+            self._abandon(real, port)
+            raise
 
-    def _connect(self) -> NbdClient:
-        swap = self._client.plan.swap
+    def _socket(self) -> socket.socket:
         real = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._client.receive_window)
         enlarge(real, socket.SO_SNDBUF, REAL_SEND_BUFFER)
         real.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        real.settimeout(CONNECT_TIMEOUT)
-        try:
-            real.connect((swap.address, swap.port))
-            return open_connection(real, swap.export)
-        except BaseException:
-            real.close()
-            raise
+        real.bind((self._client.plan.interface.address, 0))
+        return real
 
-    def swapon(self, nbd: NbdClient) -> None:
+    def _shake_hands(self, real: socket.socket) -> NbdClient:
+        """In a thread of its own. The kernel's driver knows only simple replies."""
+        plan = self._client.plan
+        real.settimeout(CONNECT_TIMEOUT)
+        real.connect((plan.swap.address, plan.swap.port))
+        return open_connection(real, plan.swap.export, tls=plan.tls)
+
+    def _abandon(self, real: socket.socket, port: int) -> None:
+        self.nic.disconnect(port)
+        real.close()
+
+    def swapon(self, nbd: NbdClient, swap_socket: SwapSocket) -> None:
         """Read from the kernel how far the stream has come, and pass on its acknowledgements."""
         info = nbd.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-        self._client.receive_queue.copied_seq = struct.unpack_from("=Q", info, TCP_INFO_BYTES_RECEIVED)[0]
-        self._classifier.attached = True
+        swap_socket.receive_queue.copied_seq = struct.unpack_from("=Q", info, TCP_INFO_BYTES_RECEIVED)[0]
+        self.nic.swapon(nbd.sock.getsockname()[1], swap_socket.sk)
         self.nic.on_swap_frames = self._tcp_ack
+
+    def disconnect(self, nbd: NbdClient) -> None:
+        """Its port is anybody's again."""
+        self.nic.disconnect(nbd.sock.getsockname()[1])
 
     def _tcp_ack(self) -> None:
         """Frames of the connection came, so that TCP may have taken in acknowledgements.
 
         It may also take them in a little later, on a busy machine; so long as something is unacknowledged, look again.
         """
-        client = self._client
-        client.device.tcp_ack()
-        if client.swap_sk.wmem_queued and self._ack_timer is None:
+        if self._client.device.tcp_ack() and self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(ACK_POLL_S, self._look_again)
 
     def _look_again(self) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed.hosts.ftrace import Ftrace, show_gfp_flags
-from testbed.hosts.nbd_device import NbdDevice, Request
+from testbed.hosts.hardware_queue import Request
+from testbed.hosts.nbd_device import Channel, NbdDevice
+from testbed.hosts.nbd_sock import NbdSock
 from testbed.hosts.plan import TracePlan
 from testbed.hosts.timeline import Timeline
 from testbed.mm.node import Node
@@ -211,13 +213,14 @@ class Tracepoints:
         _wrap(device, "_sock_xmit", self._sock_xmit)
         _wrap(device, "_complete", self._nbd_reply)
 
-    def _sock_xmit(self, call: Callable[[Request], Awaitable[None]]) -> Callable[[Request], Any]:
-        async def traced(request: Request) -> None:
+    def _sock_xmit(self, call: Callable[[Channel, NbdSock], Awaitable[None]]) -> Callable[[Channel, NbdSock], Any]:
+        async def traced(channel: Channel, nsock: NbdSock) -> None:
+            request = channel.hctx.requests[0]
             fields = _described(request)
             self._say("nbd0", "nbd_send_request", **fields)
             self._timeline.begin(self._clock(), "nbd0", "sock_xmit", fields)
             try:
-                await call(request)
+                await call(channel, nsock)
             finally:
                 self._timeline.end(self._clock(), "nbd0", {})
             self._say("nbd0", "nbd_payload_sent" if request.write else "nbd_header_sent", **fields)

@@ -10,21 +10,36 @@ import asyncio
 import mmap
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from testbed.hosts.cpu_times import SAMPLED, CpuTimes
-from testbed.mm.memory import BusError, Killed, Memory, Vma
+from testbed.mm.memory import BusError, Killed, Memory, Pte, Vma
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
 
 TOUCHES_PER_ROUND = 64
 """Touches of all tasks together between two turns of the event loop."""
 STAMP = struct.Struct("<IIQ")
+LISTED = 300
+"""Lost pages that are listed one by one."""
+KILLED_BY = {Killed: "the OOM killer", BusError: "SIGBUS"}
+
+
+@dataclass(frozen=True, slots=True)
+class LostPage:
+    """A page that came back from `slot` of the swap area as something else than `task` had written."""
+
+    slot: int
+    task: str
+    page: int
 
 
 @dataclass(slots=True)
 class Progress:
-    """What the tasks have done so far; `waiting` is how many are inside a page fault right now."""
+    """What the tasks have done so far; `waiting` is how many are inside a page fault right now.
+
+    `wrong_slots` are the first of those pages that came back wrong, `killed` says of each task that was, why.
+    """
 
     finished_tasks: int = 0
     killed_tasks: int = 0
@@ -32,6 +47,9 @@ class Progress:
     checked: int = 0
     corrupt: int = 0
     waiting: int = 0
+    wrong_from_swap: int = 0
+    wrong_slots: list[LostPage] = field(default_factory=list)
+    killed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +92,8 @@ class LinearTouch:
             self._progress.finished_tasks += 1
         except (Killed, BusError) as error:
             self._progress.killed_tasks += 1
-            self._event("task_killed", {"task": self.task.name, "why": type(error).__name__})
+            self._progress.killed[self.task.name] = KILLED_BY[type(error)]
+            self._event("task_killed", {"task": self.task.name, "why": type(error).__name__, "message": str(error)})
         finally:
             self.task.memdie = False
             self._memory.exit_mmap(self.vma)
@@ -88,6 +107,16 @@ class LinearTouch:
             return await self._memory.handle_mm_fault(self.task, self.vma, index, write)
         finally:
             self._progress.waiting -= 1
+
+    def _note_wrong(self, index: int, pte: Pte) -> None:
+        """The page is not what was written; `pte` is where it was before it was touched."""
+        progress = self._progress
+        progress.corrupt += 1
+        self._event("corrupt_page", {"task": self.task.name, "page": index})
+        if isinstance(pte, int):
+            progress.wrong_from_swap += 1
+            if len(progress.wrong_slots) < LISTED:
+                progress.wrong_slots.append(LostPage(pte, self.task.name, index))
 
     async def _write(self) -> None:
         for index in range(len(self.vma.ptes)):
@@ -123,6 +152,5 @@ class LinearTouch:
                 self._cpu_times.touch_ends()
             progress.touches += 1
             if wrong:
-                progress.corrupt += 1
-                self._event("corrupt_page", {"task": self.task.name, "page": index})
+                self._note_wrong(index, pte)
             progress.checked += 1

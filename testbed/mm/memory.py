@@ -106,10 +106,11 @@ class Memory:
             self._lookup_swap_cache(page, vma, index)
         if page.locked:
             await self.swap_io.wait_on_page_locked(page)
-        if not page.uptodate:
-            raise BusError(f"{current.name}: page {index} could not be read back from slot {entry}")
         if self.cache.pages.get(entry) is not page:
             return None
+        if not page.uptodate:
+            self.vmstat.sigbus += 1
+            raise BusError(f"{current.name}: page {index} could not be read back from slot {entry}")
         self._map(page, vma, index)
         self.cache.swap.swap_free(entry)
         if self.cache.swap.vm_swap_full():

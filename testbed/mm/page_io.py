@@ -60,7 +60,7 @@ class SwapIO:
         await self.device.submit_read(pages, nice)
 
     def end_write(self, pages: Sequence[Page], error: int) -> None:
-        """`end_swap_bio_write`: a page that could not be written is dirty again and keeps its slot."""
+        """`end_swap_bio_write`: a page that could not be written is dirty again, keeps its slot and stays in memory."""
         self.completions += len(pages)
         self.vmstat.nr_writeback -= len(pages)
         unused = []
@@ -94,7 +94,11 @@ class SwapIO:
         zone.inactive_anon.move_to_end(page, last=False)
 
     def end_read(self, pages: Sequence[Page], error: int) -> None:
-        """`end_swap_bio_read`: unlock the pages and wake whoever faulted on them."""
+        """`end_swap_bio_read`: unlock the pages and wake whoever faulted on them.
+
+        A page that could not be read stays in the swap cache, not up to date: who faults on it gets SIGBUS, until
+        reclaim takes it away.
+        """
         self.completions += len(pages)
         for page in pages:
             page.locked = False
@@ -106,7 +110,7 @@ class SwapIO:
                 for waiter in waiters:
                     if isinstance(waiter, asyncio.Future) and not waiter.done():
                         waiter.set_result(None)
-            if error or not self.cache.swap.swap_count(page.swap_entry):
+            if not self.cache.swap.swap_count(page.swap_entry):
                 self.release(page)
 
     async def wait_on_page_locked(self, page: Page) -> None:
@@ -122,10 +126,9 @@ class SwapIO:
             self.put_page(page)
 
     def put_page(self, page: Page) -> None:
-        """`put_page`: drop a reference; a page that could not be read, or that no pte refers to any more, goes with it.
-        """
+        """`put_page`: drop a reference; a page that no pte refers to any more goes with it."""
         page.pins -= 1
-        if page.mapping is None and not (page.uptodate and self.cache.swap.swap_count(page.swap_entry)):
+        if page.mapping is None and not self.cache.swap.swap_count(page.swap_entry):
             self.release(page)
 
     def release(self, page: Page) -> None:

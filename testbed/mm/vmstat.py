@@ -49,6 +49,7 @@ EVENTS = (
     "nr_throttled_written",
     "oom_kill",
     "page_allocation_failure",
+    "sigbus",
 )
 
 RESERVE_EVENTS = (
@@ -126,6 +127,7 @@ class VmStat:
     nr_throttled_written: int
     oom_kill: int
     page_allocation_failure: int
+    sigbus: int
     no_watermark_allocs: int
     no_watermark_failures: int
     gfp_memalloc_allocs: int

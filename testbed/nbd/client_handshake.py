@@ -62,7 +62,12 @@ class HandshakeFinished:
     """
 
 
-Event = ExportInformation | ExportListed | HandshakeFinished
+@dataclass(frozen=True, slots=True)
+class TlsBegins:
+    """The server has agreed to NBD_OPT_STARTTLS: agree on the keys, then call `tls_started`."""
+
+
+Event = ExportInformation | ExportListed | HandshakeFinished | TlsBegins
 Goal = Option  # NBD_OPT_GO, NBD_OPT_INFO, NBD_OPT_LIST or NBD_OPT_ABORT
 Needs = Generator[int, bytes, None]
 
@@ -71,17 +76,30 @@ class ClientHandshake:
     """Negotiate with a server until `finished`.
 
     `goal` is what the caller is after: NBD_OPT_GO to use the export, NBD_OPT_INFO to learn of it, NBD_OPT_LIST for the
-    names of all, NBD_OPT_ABORT to greet and leave. Raises ValueError for an export name over 4096 bytes.
+    names of all, NBD_OPT_ABORT to greet and leave. With `tls` everything after the greeting is encrypted, or nothing is
+    said. `structured_replies` says whether the server has agreed to them, if it was asked.
+    Raises ValueError for an export name over 4096 bytes.
     """
 
-    def __init__(self, export_name: str = "", goal: Goal = Option.NBD_OPT_GO) -> None:
+    def __init__(
+        self,
+        export_name: str = "",
+        goal: Goal = Option.NBD_OPT_GO,
+        *,
+        tls: bool = False,
+        ask_structured_replies: bool = False,
+    ) -> None:
         self._name = export_name.encode()
         if len(self._name) > NBD_MAX_STRING:
             raise ValueError(f"an NBD export name has at most {NBD_MAX_STRING} bytes, this one has {len(self._name)}")
         if goal not in (Option.NBD_OPT_GO, Option.NBD_OPT_INFO, Option.NBD_OPT_LIST, Option.NBD_OPT_ABORT):
             raise ValueError(f"{goal!r} is not a goal of a handshake")
         self.finished = False
+        self.structured_replies = False
         self._goal = goal
+        self._tls = tls
+        self._ask_structured_replies = ask_structured_replies
+        self._tls_begins = False
         self._input = bytearray()
         self._output = bytearray()
         self._events: list[Event] = []
@@ -97,7 +115,7 @@ class ClientHandshake:
     def received(self, data: bytes) -> list[Event]:
         """Take bytes of the server, in any portions. Raises NbdError when it refuses or is no NBD server."""
         self._input += data
-        while not self.finished and len(self._input) >= self._needed:
+        while not self.finished and not self._tls_begins and len(self._input) >= self._needed:
             portion = bytes(self._input[: self._needed])
             del self._input[: self._needed]
             try:
@@ -105,10 +123,15 @@ class ClientHandshake:
             except StopIteration:
                 self.finished = True
                 self._events.append(HandshakeFinished())
-        if self.finished and self._input:
+        if (self.finished or self._tls_begins) and self._input:
             raise NbdError("the NBD server sent data that nobody asked for")
         events, self._events = self._events, []
         return events
+
+    def tls_started(self) -> None:
+        """From now on the bytes of both directions are what TLS protects."""
+        self._tls_begins = False
+        self.received(b"")
 
     def _negotiate(self) -> Needs:
         magic = int.from_bytes((yield 8), "big")
@@ -125,6 +148,8 @@ class ClientHandshake:
         client_flags = ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE * fixed | ClientFlag.NBD_FLAG_C_NO_ZEROES * no_zeroes
         self._output += client_flags.to_bytes(4, "big")
 
+        if self._tls:
+            yield from self._starttls(fixed)
         if not fixed and self._goal is not Option.NBD_OPT_GO:
             raise NbdError("the NBD server is too old to be asked about its exports")
         match self._goal:
@@ -138,8 +163,29 @@ class ClientHandshake:
                     raise NbdError("the NBD server does not know NBD_OPT_INFO")
                 self._option(Option.NBD_OPT_ABORT)
             case _:
+                if fixed and self._ask_structured_replies:
+                    yield from self._structured_reply()
                 if not fixed or not (yield from self._go(Option.NBD_OPT_GO)):
                     yield from self._export_name(no_zeroes)
+
+    def _starttls(self, fixed: bool) -> Needs:
+        if not fixed:
+            raise NbdError("the NBD server is too old for TLS")
+        self._option(Option.NBD_OPT_STARTTLS)
+        kind, data = yield from self._reply(Option.NBD_OPT_STARTTLS)
+        if kind != OptionReply.NBD_REP_ACK:
+            raise self._refusal(Option.NBD_OPT_STARTTLS, kind, data)
+        self._events.append(TlsBegins())
+        self._tls_begins = True
+        yield 0
+
+    def _structured_reply(self) -> Needs:
+        """A server that cannot, or will not yet, answers with simple replies."""
+        self._option(Option.NBD_OPT_STRUCTURED_REPLY)
+        kind, _ = yield from self._reply(Option.NBD_OPT_STRUCTURED_REPLY)
+        self.structured_replies = kind == OptionReply.NBD_REP_ACK
+        if kind != OptionReply.NBD_REP_ACK and not kind & NBD_REP_FLAG_ERROR:
+            raise self._refusal(Option.NBD_OPT_STRUCTURED_REPLY, kind, b"")
 
     def _option(self, option: Option, data: bytes = b"") -> None:
         self._output += OPTION.pack(IHAVEOPT, option, len(data)) + data
@@ -214,7 +260,7 @@ class ClientHandshake:
             case OptionReply.NBD_REP_ERR_UNKNOWN:
                 return NbdError(f"the NBD server has no export {export}")
             case OptionReply.NBD_REP_ERR_TLS_REQD:
-                return NbdError("the NBD server requires TLS, which this client does not speak")
+                return NbdError("the NBD server requires TLS: give the client the files for it")
             case OptionReply.NBD_REP_ERR_SHUTDOWN:
                 return NbdError("the NBD server is shutting down")
             case _ if not kind & NBD_REP_FLAG_ERROR:
@@ -222,5 +268,6 @@ class ClientHandshake:
         reason = OptionReply(kind).name if kind in set(OptionReply) else f"error {kind - NBD_REP_FLAG_ERROR}"
         message = " ".join(self._text(data[:200]).split())
         explained = f"{reason} ({message})" if message else reason
-        what = option.name if option == Option.NBD_OPT_LIST else f"{option.name} of export {export}"
+        named = option in (Option.NBD_OPT_GO, Option.NBD_OPT_INFO)
+        what = option.name if not named else f"{option.name} of export {export}"
         return NbdError(f"the NBD server refused {what}: {explained}")

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 
 from testbed.nbd.constants import (
+    NBD_CMD_FLAG_FUA,
+    NBD_CMD_FLAG_NO_HOLE,
     NBD_REQUEST_MAGIC,
     NBD_SIMPLE_REPLY_MAGIC,
     REQUEST,
@@ -29,6 +31,8 @@ NBD_CMD_WRITE = int(Command.NBD_CMD_WRITE)
 NBD_CMD_DISC = int(Command.NBD_CMD_DISC)
 NBD_CMD_FLUSH = int(Command.NBD_CMD_FLUSH)
 NBD_CMD_TRIM = int(Command.NBD_CMD_TRIM)
+NBD_CMD_CACHE = int(Command.NBD_CMD_CACHE)
+NBD_CMD_WRITE_ZEROES = int(Command.NBD_CMD_WRITE_ZEROES)
 
 Buffer = bytes | memoryview
 
@@ -65,10 +69,12 @@ class ClientProtocol:
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
         self._request(NBD_CMD_READ, handle, offset, length, buffers)
 
-    def write(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
-        """NBD_CMD_WRITE of `buffers`, one after the other, from byte `offset` on."""
+    def write(self, handle: int, offset: int, buffers: Sequence[memoryview], *, fua: bool = False) -> None:
+        """NBD_CMD_WRITE of `buffers`, one after the other, from byte `offset` on; with `fua` on stable storage when it
+        is answered.
+        """
         length = len(buffers[0]) if len(buffers) == 1 else sum(map(len, buffers))
-        self._request(NBD_CMD_WRITE, handle, offset, length, ())
+        self._request(NBD_CMD_WRITE, handle, offset, length, (), flags=NBD_CMD_FLAG_FUA * fua)
         self.outgoing += buffers
         self.outgoing_bytes += length
 
@@ -76,19 +82,32 @@ class ClientProtocol:
         """NBD_CMD_FLUSH: writes answered before it was sent are on stable storage when it is answered."""
         self._request(NBD_CMD_FLUSH, handle, 0, 0, ())
 
-    def trim(self, handle: int, offset: int, length: int) -> None:
+    def trim(self, handle: int, offset: int, length: int, *, fua: bool = False) -> None:
         """NBD_CMD_TRIM: the contents of these bytes no longer matter."""
-        self._request(NBD_CMD_TRIM, handle, offset, length, ())
+        self._request(NBD_CMD_TRIM, handle, offset, length, (), flags=NBD_CMD_FLAG_FUA * fua)
+
+    def write_zeroes(
+        self, handle: int, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+    ) -> None:
+        """NBD_CMD_WRITE_ZEROES: these bytes are zero from now on; with `no_hole` their storage stays allocated."""
+        flags = NBD_CMD_FLAG_FUA * fua | NBD_CMD_FLAG_NO_HOLE * no_hole
+        self._request(NBD_CMD_WRITE_ZEROES, handle, offset, length, (), flags=flags)
+
+    def cache(self, handle: int, offset: int, length: int) -> None:
+        """NBD_CMD_CACHE: these bytes will be read soon."""
+        self._request(NBD_CMD_CACHE, handle, offset, length, ())
 
     def disconnect(self) -> None:
         """NBD_CMD_DISC, which has no reply; the server finishes what came before and hangs up."""
         self.outgoing.append(REQUEST.pack(NBD_REQUEST_MAGIC, 0, NBD_CMD_DISC, 0, 0, 0))
         self.outgoing_bytes += REQUEST.size
 
-    def _request(self, command: int, handle: int, offset: int, length: int, landing: Sequence[memoryview]) -> None:
+    def _request(
+        self, command: int, handle: int, offset: int, length: int, landing: Sequence[memoryview], *, flags: int = 0
+    ) -> None:
         if handle in self._in_flight:
             raise ValueError(f"handle {handle} is in flight already")
-        self.outgoing.append(REQUEST.pack(NBD_REQUEST_MAGIC, 0, command, handle, offset, length))
+        self.outgoing.append(REQUEST.pack(NBD_REQUEST_MAGIC, flags, command, handle, offset, length))
         self.outgoing_bytes += REQUEST.size
         self._in_flight[handle] = landing
 

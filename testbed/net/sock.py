@@ -120,6 +120,12 @@ class Sock:
             if self.forward_alloc >= SK_MEM_QUANTUM:
                 self.prot.sk_mem_reclaim(self)
 
+    def sk_free(self) -> None:
+        """`sk_free`: the socket, which holds nothing any more, leaves its protocol."""
+        if self.prot is not None:
+            self.prot.sk_mem_reclaim(self)
+            self.prot.sockets_allocated -= 1
+
     def lock_sock(self, current: Task) -> None:
         """`lock_sock`: from now on what arrives goes to the backlog. Nobody else may own the socket."""
         assert self.owner is None

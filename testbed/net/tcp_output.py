@@ -55,6 +55,8 @@ class TcpSendQueue:
         sk.sndbuf = sndbuf
         self.write_seq = 0
         self.sk_wmem_wait = WaitQueue(self.page_alloc.run_queue)
+        self.shutdown = False
+        """Nothing more can be sent (SEND_SHUTDOWN)."""
         self._queue: deque[TxSkb] = deque()
 
     async def tcp_sendmsg(self, size: int, current: Task, push: Callable[[], None]) -> None:
@@ -62,12 +64,15 @@ class TcpSendQueue:
 
         Before any wait `push` is called, to send what has its memory already. A request that fails (a PF_MEMALLOC
         caller's, or one beyond tcp_mem) is repeated later (`sk_stream_wait_memory`).
+        Raises BrokenPipeError when the socket has been shut down.
         """
         end = self.write_seq + size
         while self.write_seq < end:
             while self.sk.wmem_queued >= self.sk.sndbuf:
                 push()
                 await self.sk_wmem_wait.wait(nice=current.nice)
+            if self.shutdown:
+                raise BrokenPipeError
             if not await self._add_skb(min(end - self.write_seq, MAX_SKB_PAGES * PAGE_SIZE), current, push):
                 await self.sk_wmem_wait.wait(STREAM_WAIT_MEMORY, current.nice)
 
@@ -101,6 +106,8 @@ class TcpSendQueue:
                 if page is None:
                     return False
                 pages = [page, *self.page_alloc.alloc_pages_nowait(wanted - 1, gfp_mask | GFP_NOWARN, current)]
+            if self.shutdown:
+                return True
             end = self.write_seq + min(size, len(pages) * PAGE_SIZE)
             self._queue_skb(TxSkb(objects[0], objects[1], pages, end))
             objects, pages = [], []
@@ -152,6 +159,11 @@ class TcpSendQueue:
             pages += self._unlink(self._queue.popleft())
         self.page_alloc.free_pages(pages)
         self.sk_wmem_wait.wake_all()
+
+    def shutdown_and_purge(self) -> None:
+        """The connection is gone: free everything, and let nobody who waits for memory queue any more."""
+        self.shutdown = True
+        self.purge()
 
 
 def send_control_packets(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -17,6 +17,7 @@ import numpy as np
 from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
 from testbed.hosts.control_packets import REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, ControlPackets
 from testbed.hosts.emulated_client import EmulatedClient
+from testbed.hosts.nbd_sock import SwapSocket
 from testbed.lab.errors import LabError
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
@@ -42,6 +43,19 @@ ANSWERED = frozenset({stack_name(ETH_P_ARP, 0), stack_name(ETH_P_IP, IPPROTO_ICM
 """What the stack itself answers one for one: ARP requests, echo requests, connection requests to a closed port."""
 
 
+CLOSED = Kind(ETH_P_IP, None, stack_name(ETH_P_IP, IPPROTO_TCP))
+"""A segment of a connection that is no more."""
+
+
+@dataclass(slots=True)
+class SimulatedStream:
+    """A swap connection: TCP's end of it, whose its segments are, and whether the queue knows the stream's offsets."""
+
+    socket: StreamSocket
+    kind: Kind
+    offsets_known: bool = False
+
+
 class SimulatedEdge:
     """A client's place in a simulated network, with its swap area on `server`."""
 
@@ -54,7 +68,8 @@ class SimulatedEdge:
         self._server = server
         self._sockets: dict[int, DatagramSocket] = {}
         self._by_kind: dict[str, DatagramSocket] = {}
-        self._taking = self._offsets_known = False
+        self._streams: dict[int, SimulatedStream] = {}
+        self._taking = False
         self._handed_on = 0
         self._stack_frames = 0
 
@@ -70,9 +85,8 @@ class SimulatedEdge:
     def attach(self, client: EmulatedClient) -> None:
         """Let frames into the model."""
         self._client = client
-        self._control = ControlPackets(client.netdev, client.swap_sk, client.ledger)
+        self._control = ControlPackets(client.netdev, client.ledger)
         client.netdev.pass_on = self._pass_on
-        self._swap = Kind(ETH_P_IP, client.receive_queue, "swap")
         self._by_kind = {bystander.sk.name: self._sockets[bystander.port] for bystander in client.sockets}
         self._taking = True
 
@@ -97,10 +111,10 @@ class SimulatedEdge:
                 return Kind(ETH_P_IP, bystander.sk, bystander.sk.name)
         return Kind(ETH_P_IP, None, stack_name(ETH_P_IP, IPPROTO_UDP))
 
-    async def connect(self) -> NbdClient:
-        """Connect and shake hands. Raises NbdError when the server refuses."""
+    async def connect(self, swap_socket: SwapSocket) -> NbdClient:
+        """Connect and shake hands. Raises LabError when the server refuses."""
         plan = self._client.plan
-        sock = self._connect()
+        sock = self._connect(swap_socket)
         handshake = ClientHandshake(plan.swap.export)
         readable = asyncio.Event()
         self._loop.add_reader(sock.fileno(), readable.set)
@@ -117,32 +131,27 @@ class SimulatedEdge:
         kind = SimulatedNbdClient if self._client.page_bytes == PAGE_SIZE else ReducedNbdClient
         return kind(cast(socket.socket, sock), found)
 
-    def _connect(self) -> StreamSocket:
+    def _connect(self, swap_socket: SwapSocket) -> StreamSocket:
         plan, server = self._client.plan, self._server
         mss = plan.interface.mtu - TCP_HEADERS
         train = mss * TRAIN
+        room = partial(_window, swap_socket.sk)
 
         def accept(number: int) -> StreamSocket:
-            self._stream = StreamSocket(
+            stream = StreamSocket(
                 *(self._loop, self._transmit, server.port, number),
                 mss=mss,
                 train=train,
-                window=self._window,
+                window=room,
                 may_acknowledge=partial(self._may_send, SWAP_CONTROL),
                 may_retransmit=partial(self._may_send, SWAP_RETRANSMIT),
             )
-            window = self._window()
+            self._streams[number] = SimulatedStream(stream, Kind(ETH_P_IP, swap_socket.receive_queue, "swap"))
             return StreamSocket(
-                *(self._loop, server.port.up.send, self.port, 0), mss=mss, train=train, first_window=window
+                *(self._loop, server.port.up.send, self.port, number), mss=mss, train=train, first_window=room()
             )
 
-        server.accept(plan.swap, accept)
-        return self._stream
-
-    def _window(self) -> int:
-        """What the model's receive buffer has room for: half of its bytes are for data (tcp_adv_win_scale)."""
-        sk = self._client.swap_sk
-        return max(0, sk.rcvbuf - sk.rmem_alloc) // 2
+        return self._streams[server.accept(plan.swap, accept)].socket
 
     def _may_send(self, kind: int, count: int) -> bool:
         return self._taking and self._control.has_memory(kind, count)
@@ -151,10 +160,20 @@ class SimulatedEdge:
         self._client.netstat.tx_packets += group.frames
         self.port.up.send(group)
 
-    def swapon(self, nbd: NbdClient) -> None:
+    def swapon(self, nbd: NbdClient, swap_socket: SwapSocket) -> None:
         """Tell the receive queue how far the stream has come."""
-        self._client.receive_queue.copied_seq = self._stream.bytes_received
-        self._offsets_known = True
+        stream = self._stream_of(nbd)
+        swap_socket.receive_queue.copied_seq = stream.socket.bytes_received
+        stream.offsets_known = True
+        self._control.swap_sk = swap_socket.sk
+
+    def disconnect(self, nbd: NbdClient) -> None:
+        """Take no more segments of the connection."""
+        stream = self._stream_of(nbd)
+        self._streams = {number: other for number, other in self._streams.items() if other is not stream}
+
+    def _stream_of(self, nbd: NbdClient) -> SimulatedStream:
+        return next(stream for stream in self._streams.values() if stream.socket is cast(object, nbd.sock))
 
     def _receive(self, group: Frames) -> None:
         if not self._taking:
@@ -166,9 +185,12 @@ class SimulatedEdge:
             self._datagrams(group)
 
     def _segments(self, group: Segments) -> None:
+        stream = self._streams.get(group.connection)
+        kind = CLOSED if stream is None else stream.kind
         count = 1 if group.data else group.copies
-        batch = RxBatch.of_kinds(np.zeros(count, np.intp), [self._swap])
-        batch.end_seq = [group.seq + len(group.data) if group.data and self._offsets_known else 0] * count
+        batch = RxBatch.of_kinds(np.zeros(count, np.intp), [kind])
+        known = stream is not None and stream.offsets_known
+        batch.end_seq = [group.seq + len(group.data) if group.data and known else 0] * count
         if group.data:
             batch.segments, batch.gso_size = [group.frames], [group.mss]
         self._client.netdev.receive(batch)
@@ -186,10 +208,13 @@ class SimulatedEdge:
         if not delivered:
             return
         self._stack_frames += delivered
+        stream = self._streams.get(group.connection)
+        if stream is None:
+            return
         runs = [] if not group.data else [(group.seq, group.data)] if all(kept) else group.runs(kept)
         acknowledged_as = 1 if self._client.plan.gso else delivered
-        self._stream.received(group if group.data else replace(group, copies=delivered), runs, acknowledged_as)
-        if self._offsets_known:
+        stream.socket.received(group if group.data else replace(group, copies=delivered), runs, acknowledged_as)
+        if stream.offsets_known:
             self._client.device.tcp_ack()
 
     def _datagrams(self, group: Datagrams) -> None:
@@ -242,3 +267,8 @@ class SimulatedEdge:
     def detach(self) -> None:
         """Take no more frames."""
         self._taking = False
+
+
+def _window(sk: Sock) -> int:
+    """What the model's receive buffer has room for: half of its bytes are for data (tcp_adv_win_scale)."""
+    return max(0, sk.rcvbuf - sk.rmem_alloc) // 2

@@ -28,9 +28,9 @@ class ReducedNbdClient(SimulatedNbdClient):
         self.write, self.read = self._write, self._read
         self._landings: dict[int, tuple[memoryview, Sequence[memoryview]]] = {}
 
-    def _write(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
+    def _write(self, handle: int, offset: int, buffers: Sequence[memoryview], *, fua: bool = False) -> None:
         whole = b"".join(bytes(buffer) * (PAGE_SIZE // len(buffer)) for buffer in buffers)
-        self._write_whole(handle, offset, [memoryview(whole)])
+        self._write_whole(handle, offset, [memoryview(whole)], fua=fua)
 
     def _read(self, handle: int, offset: int, buffers: Sequence[memoryview]) -> None:
         landing = memoryview(bytearray(PAGE_SIZE * len(buffers)))

@@ -31,13 +31,17 @@ class SimulatedServer:
         self.name = plan.name
         self.port = Port(speed, self._receive)
         self.connections: list[ServedConnection] = []
+        self._exports: dict[SwapArea, Export] = {}
         self._storage = storage
         self._said: list[Message] = []
 
-    def accept(self, area: SwapArea, connect: Callable[[int], StreamSocket]) -> None:
+    def accept(self, area: SwapArea, connect: Callable[[int], StreamSocket]) -> int:
         """Serve a client's connection to its area: `connect` is given its number, and makes this end of it."""
-        socket = connect(len(self.connections))
-        self.connections.append(ServedConnection(socket, area, self._storage(area)))
+        number = len(self.connections)
+        if area not in self._exports:
+            self._exports[area] = self._storage(area)
+        self.connections.append(ServedConnection(connect(number), area, self._exports[area]))
+        return number
 
     def _receive(self, group: Frames) -> None:
         assert isinstance(group, Segments)
@@ -49,6 +53,8 @@ class SimulatedServer:
         if isinstance(command, Shutdown):
             for connection in self.connections:
                 connection.close()
+            for export in self._exports.values():
+                export.close()
             self._said.append(Finished(self.name))
         return True
 
@@ -125,7 +131,6 @@ class ServedConnection:
         await self._changed.wait()
 
     def close(self) -> None:
-        """Hang up, and forget what was stored."""
+        """Hang up."""
         self._task.cancel()
         self.socket.close()
-        self.export.close()

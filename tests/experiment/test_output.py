@@ -87,6 +87,16 @@ def test_sums_over_clients() -> None:
     assert one.frames.dropped["PFMEMALLOC"] == 700, "a sum must not change what it adds up"
 
 
+def test_what_became_of_the_connection_is_added_up_too() -> None:
+    told = report()
+    told["swap"] |= {"nbd_reconnects": 2, "sigbus": 1, "swap_read_errors": 8, "connection_lost": "gone"}
+    told["swap"]["lost_pages"] = {"count": 1, "pages": [{"slot": 7, "task": "touch0", "page": 3}]}
+    told["workload"]["killed"] = {"touch0": "SIGBUS"}
+    total = total_swap([client_result("one", told), client_result("two", told)])
+    assert (total.nbd_reconnects, total.sigbus, total.swap_read_errors, total.connection_lost) == (4, 2, 16, "gone")
+    assert (total.lost_pages.count, [page.slot for page in total.lost_pages.pages]) == (2, [7, 7])
+
+
 def test_a_report_with_holes_still_gives_a_result() -> None:
     assert client_result("client", {}).swap.pages_out == 0
 

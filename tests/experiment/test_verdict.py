@@ -236,6 +236,36 @@ def test_a_flood_that_met_no_pressure_is_a_failure() -> None:
     assert "no pressure" in evidence(verdict, "drops happen")
 
 
+def test_killed_tasks_are_named_with_what_killed_them_and_why() -> None:
+    spoilt = report()
+    spoilt["workload"] |= {"finished_tasks": 6, "killed_tasks": 10}
+    spoilt["workload"]["killed"] = {f"touch{number}": "SIGBUS" for number in range(9)} | {"touch9": "the OOM killer"}
+    spoilt["swap"]["connection_lost"] = "the NBD server closed the connection"
+    verdict = judge(run(client(report=spoilt)))
+    assert (verdict.outcome, "progress" in red(verdict)) == ("fail", True)
+    told = evidence(verdict, "progress")
+    assert "6 of 16 tasks finished" in told
+    assert "touch7 and 1 more killed by SIGBUS; touch9 killed by the OOM killer" in told
+    assert "connection to the swap server was lost: the NBD server closed the connection" in told
+
+
+def test_lost_pages_are_named_by_their_slots() -> None:
+    spoilt = report()
+    spoilt["workload"]["corrupt"] = spoilt["swap"]["corrupt"] = 400
+    pages = [{"slot": slot, "task": "touch1", "page": slot} for slot in range(1, 301)]
+    spoilt["swap"]["lost_pages"] = {"count": 400, "pages": pages}
+    told = evidence(judge(run(client(report=spoilt))), "integrity")
+    assert "the server had lost 400 of them after a reconnection: slots 1, 2, 3, 4, 5, 6, 7, 8 and 392 more" in told
+
+
+def test_a_client_whose_server_is_away_is_not_deadlocked() -> None:
+    away = {"nbd_live_connections": 0}
+    assert diagnose(stall({"nbd_live_connections": 1}), STALL_LIMIT).deadlock
+    for gone in (stall(away), stall({"nbd_live_connections": 1}, away)):
+        diagnosis = diagnose(gone, STALL_LIMIT)
+        assert (diagnosis.deadlock, "server was away" in diagnosis.text) == (False, True)
+
+
 def test_a_confirmed_stall_is_a_deadlock_with_its_signature() -> None:
     verdict = judge(run(hung(stall())))
     assert verdict.outcome == "deadlock"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
@@ -63,7 +64,8 @@ class Setting:
         host = Host()
         self.queue: TcpReceiveQueue = host.swap
         self.udp = Sock("prompt:5000", 1000)
-        self.classifier = Classifier(MAC, (SERVER, 10809), self.queue, {5000: self.udp}, gso=gso)
+        self.classifier = Classifier(MAC, (SERVER, 10809), {5000: self.udp}, gso=gso)
+        self.classifier.connect(4000, self.queue)
 
 
 def test_every_kind_of_frame_finds_its_receiver() -> None:
@@ -79,7 +81,7 @@ def test_every_kind_of_frame_finds_its_receiver() -> None:
     batch, others = setting.classifier.classify_many(frames)  # type: ignore[arg-type]
     kinds = [batch.kinds[code] for code in batch.codes]
     assert [kind.receiver for kind in kinds] == [setting.udp, None, setting.queue, None, None, None]
-    assert [kind.name for kind in kinds] == ["prompt:5000", "udp (no socket)", "swap", "tcp", "icmp", "arp"]
+    assert [kind.name for kind in kinds] == ["prompt:5000", "udp (no socket)", "nbd-client", "tcp", "icmp", "arp"]
     assert [kind.protocol for kind in kinds] == [ETH_P_IP] * 5 + [ETH_P_ARP]
     assert others is None
 
@@ -96,7 +98,7 @@ def test_stream_offsets_count_from_the_first_byte_and_survive_wrapping() -> None
     setting = Setting(gso=True)
     first = 0xFFFFFF00
     setting.classifier.classify_many(block(from_server(first - 1, 0, "SA")))  # type: ignore[arg-type]
-    setting.classifier.attached = True
+    setting.classifier.attach(4000)
     setting.queue.copied_seq = 200
     wrapped = (first + 300) & 0xFFFFFFFF
     frames = block(
@@ -125,7 +127,8 @@ def test_connections_of_a_listening_socket_are_told_apart_from_their_syn_on() ->
         queues.append(TcpReceiveQueue(Sock("never:8000", 1000), host.skb_memory))
         return queues[-1]
 
-    classifier = Classifier(MAC, (SERVER, 10809), host.swap, {}, gso=True, listeners={8000: listen})
+    classifier = Classifier(MAC, (SERVER, 10809), {}, gso=True, listeners={8000: listen})
+    classifier.connect(4000, host.swap)
     frames = block(
         stranger(5, 10),
         stranger(999, 0, "S"),
@@ -149,3 +152,41 @@ def test_connections_of_a_listening_socket_are_told_apart_from_their_syn_on() ->
     again, _others = classifier.classify_many(block(stranger(1050, 100), stranger(4999, 0, "S")))  # type: ignore[arg-type]
     assert again.end_seq == [150, 0]
     assert [again.kinds[code].receiver for code in again.codes] == [one, queues[2]]
+
+
+def seen(classifier: Classifier, *packets: Packet, few: bool) -> tuple[list[tuple[object, str]], list[int] | None]:
+    frames = block(*packets)
+    if few:
+        slots = [(bytes(66) + frames.headers[number].tobytes()).ljust(256, b"\0") for number in range(frames.count)]
+        frames.unpacked = lambda layout: [layout.unpack_from(slot) for slot in slots]  # type: ignore[attr-defined]
+        batch, _ = classifier.classify_few(frames)  # type: ignore[arg-type]
+    else:
+        batch, _ = classifier.classify_many(frames)  # type: ignore[arg-type]
+    kinds = [batch.kinds[code] for code in batch.codes]
+    ends = None if batch.end_seq is None else list(batch.end_seq)
+    return [(kind.receiver, kind.name) for kind in kinds], ends
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_each_swap_connection_has_its_own_stream_and_a_dead_one_has_none(few: bool) -> None:
+    host = Host()
+    one, two = host.swap, TcpReceiveQueue(Sock("swap", 1000), host.skb_memory)
+    classifier = Classifier(MAC, (SERVER, 10809), {}, gso=False)
+    classifier.connect(4000, one)
+    classifier.connect(4001, two)
+    first = {4000: 1000, 4001: 500_000}
+
+    def frame(port: int, at: int, size: int, flags: str = "A") -> Packet:
+        packet = from_server(first[port] + at, size, flags)
+        packet[TCP].dport = port
+        return packet
+
+    opening = [frame(port, -1, 0, "SA") for port in first]
+    assert seen(classifier, *opening, few=few) == ([(one, "nbd-client"), (two, "nbd-client")], [0, 0])
+    classifier.attach(4000)
+    two.copied_seq = 70
+    data = [frame(4000, 0, 100), frame(4001, 70, 30), frame(4000, 100, 10)]
+    assert seen(classifier, *data, few=few) == ([(one, "swap"), (two, "nbd-client"), (one, "swap")], [100, 0, 110])
+    classifier.attach(4001)
+    classifier.disconnect(4000)
+    assert seen(classifier, *data, few=few) == ([(None, "tcp"), (two, "swap"), (None, "tcp")], [0, 100, 0])

@@ -23,6 +23,7 @@ from tests.net.test_dev_fast_path import NoDisk
 
 MAC, SERVER, PORT = "02:00:00:00:00:0b", "10.0.0.1", 10809
 SLOT = 2048
+SWAP_PORT = 41000
 
 
 def classifier(*, gso: bool, attached: bool, copied: int) -> Classifier:
@@ -31,8 +32,10 @@ def classifier(*, gso: bool, attached: bool, copied: int) -> Classifier:
     queue.copied_seq = copied
     sockets = {9: Sock("nine", 1), 4000: Sock("other", 1)}
     listeners = {5000: lambda _peer: TcpReceiveQueue(Sock("stream", 1), queue.skb_memory)}
-    found = Classifier(MAC, (SERVER, PORT), queue, sockets, gso=gso, listeners=listeners)
-    found.attached = attached
+    found = Classifier(MAC, (SERVER, PORT), sockets, gso=gso, listeners=listeners)
+    found.connect(SWAP_PORT, queue)
+    if attached:
+        found.attach(SWAP_PORT)
     return found
 
 
@@ -43,7 +46,7 @@ def slot(rng: random.Random, *, gso: bool) -> bytes:
     ip = bytes([0x45, 0]) + rng.choice([b"\0\x34", rng.randbytes(2)]) + rng.randbytes(5)
     ip += bytes([rng.choice([1, 6, 6, 17, 99])]) + rng.randbytes(2)
     ip += rng.choice([bytes([10, 0, 0, 1]), bytes([10, 0, 0, 7]), rng.randbytes(4)]) + rng.randbytes(4)
-    ports = rng.choice([PORT, 80]).to_bytes(2, "big") + rng.choice([9, 4000, 5000]).to_bytes(2, "big")
+    ports = rng.choice([PORT, 80]).to_bytes(2, "big") + rng.choice([9, 4000, 5000, SWAP_PORT]).to_bytes(2, "big")
     tcp = rng.randbytes(8) + bytes([rng.choice([0x50, 0x80]), rng.choice([0x12, 0x10, 0x18, 0x02])])
     frame = (destination + rng.randbytes(6) + protocol + ip + ports + tcp).ljust(HEADER_BYTES, b"\0")
     vnet = bytes([1, rng.choice([0, 1]), 66, 0]) + rng.choice([b"\0\0", b"\xa8\x05"]) + rng.randbytes(4)
@@ -81,8 +84,9 @@ def test_few_and_many_see_the_same(seed: int, gso: bool, attached: bool, count: 
     one, other = (classifier(gso=gso, attached=attached, copied=copied) for _ in range(2))
     for _ in range(3):
         block = block_of([slot(rng, gso=gso) for _ in range(count)], gso=gso)
-        before = one._first_seq
+        before = one._swap[SWAP_PORT].first_seq
         few, many = seen(*one.classify_few(block)), seen(*other.classify_many(block))
-        assert one._first_seq == other._first_seq
-        if one._first_seq == before:  # within one block, only columns know the sequence number beforehand
+        first_seq = one._swap[SWAP_PORT].first_seq
+        assert first_seq == other._swap[SWAP_PORT].first_seq
+        if first_seq == before:  # within one block, only columns know the sequence number beforehand
             assert few == many

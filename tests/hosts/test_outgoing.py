@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,8 +32,15 @@ def block_of(*packets: Packet) -> FrameBlock:
     return FrameBlock(ring, 0, len(slots))  # type: ignore[arg-type]
 
 
-def data(seq: int, size: int) -> Packet:
-    return ETHER / IPV4 / TCP(sport=4000, dport=PORT, seq=seq & 0xFFFFFFFF, flags="A") / (b"x" * size)
+def attached(*ports: int) -> Outgoing:
+    outgoing = Outgoing(PLAIN_LAYOUT, PORT)
+    for port in ports:
+        outgoing.attach(port)
+    return outgoing
+
+
+def data(seq: int, size: int, port: int = 4000) -> Packet:
+    return ETHER / IPV4 / TCP(sport=port, dport=PORT, seq=seq & 0xFFFFFFFF, flags="A") / (b"x" * size)
 
 
 @pytest.mark.parametrize(
@@ -51,17 +59,30 @@ def data(seq: int, size: int) -> Packet:
     ],
 )
 def test_every_kind_is_told_apart(packet: Packet, kind: int) -> None:
-    assert Outgoing(PLAIN_LAYOUT, PORT).few(block_of(packet)) == [kind]
-    assert Outgoing(PLAIN_LAYOUT, PORT).many(block_of(packet)) == [kind]
+    assert attached(4000).few(block_of(packet)) == [kind]
+    assert attached(4000).many(block_of(packet)) == [kind]
 
 
 @pytest.mark.parametrize("first", [1, 0xFFFFFF00])
 def test_what_does_not_go_beyond_what_was_sent_is_sent_again(first: int) -> None:
-    outgoing = Outgoing(PLAIN_LAYOUT, PORT)
+    outgoing = attached(4000)
     frames = [data(first + at, size) for at, size in [(0, 200), (200, 200), (0, 200), (300, 200), (400, 100)]]
     expected = [SWAP_DATA, SWAP_DATA, SWAP_RETRANSMIT, SWAP_DATA, SWAP_RETRANSMIT]
     assert [outgoing.kinds(block_of(frame))[0] for frame in frames] == expected
-    assert Outgoing(PLAIN_LAYOUT, PORT).many(block_of(*frames)) == expected
+    assert attached(4000).many(block_of(*frames)) == expected
+
+
+@pytest.mark.parametrize("look", [Outgoing.few, Outgoing.many])
+def test_each_connection_counts_for_itself_and_what_is_none_is_anybodys(
+    look: Callable[[Outgoing, FrameBlock], list[int]],
+) -> None:
+    outgoing = attached(4000, 4001)
+    frames = [data(1, 100), data(1, 100, 4001), data(1, 100), data(101, 50, 4001), data(1, 100, 4002), data(1, 0, 4002)]
+    expected = [SWAP_DATA, SWAP_DATA, SWAP_RETRANSMIT, SWAP_DATA, OTHER, OTHER]
+    assert look(outgoing, block_of(*frames)) == expected
+    outgoing.disconnect(4000)
+    outgoing.attach(4000)
+    assert look(outgoing, block_of(data(1, 100), data(101, 50, 4001))) == [SWAP_DATA, SWAP_RETRANSMIT]
 
 
 @settings(max_examples=100, deadline=None)
@@ -71,6 +92,6 @@ def test_what_does_not_go_beyond_what_was_sent_is_sent_again(first: int) -> None
 )
 def test_few_and_many_see_the_same(first: int, frames: list[tuple[int, int]]) -> None:
     blocks = [block_of(*[data(first + 100 * at, 100 * size) for at, size in frames]) for _ in range(2)]
-    few, many = Outgoing(PLAIN_LAYOUT, PORT), Outgoing(PLAIN_LAYOUT, PORT)
+    few, many = attached(4000), attached(4000)
     for block in blocks:
         assert few.few(block) == many.many(block)

@@ -140,9 +140,44 @@ def test_a_page_that_cannot_be_read_back_kills_with_sigbus() -> None:
             await user.fault(index, write=False)
         assert machine.node.swap_io.read_errors
         assert isinstance(user.vma.ptes[index], int)
-        machine.device.error = 0
-        await user.read(index)
+        assert machine.node.vmstat.sigbus == 1
         user.exit()
+        await asyncio.sleep(1)
+        assert machine.node.pages_leaked() == 0
+
+    simulate(main())
+
+
+def test_a_page_that_could_not_be_read_stays_in_the_swap_cache_until_it_is_reclaimed() -> None:
+    """Until then whoever touches it gets SIGBUS; then it is read again."""
+
+    async def main() -> None:
+        machine = Machine()
+        user, neighbour = User(machine, 300), User(machine, 300, "neighbour")
+        await crowd_out(machine, user)
+        for index in range(300):
+            await neighbour.write(index)
+        index = user.swapped()[10]
+        entry = user.vma.ptes[index]
+        assert isinstance(entry, int)
+        machine.device.error = 5
+        with pytest.raises(BusError):
+            await user.fault(index, write=False)
+        machine.device.error = 0
+        reads = machine.device.reads
+        with pytest.raises(BusError):
+            await user.fault(index, write=True)
+        page = machine.node.swap_cache.pages[entry]
+        assert (machine.device.reads, page.uptodate, page.locked, page.lru) == (reads, False, False, True)
+        other = User(machine, 1800, "other")
+        for number in range(1800):
+            await other.write(number)
+        assert entry not in machine.node.swap_cache.pages
+        await user.read(index)
+        await neighbour.read(7)
+        assert machine.node.vmstat.sigbus == 2
+        for each in (user, neighbour, other):
+            each.exit()
         await asyncio.sleep(1)
         assert machine.node.pages_leaked() == 0
 

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.nbd.client_handshake import ClientHandshake, ExportInformation, ExportListed, HandshakeFinished
+from testbed.nbd.client_handshake import (
+    ClientHandshake,
+    ExportInformation,
+    ExportListed,
+    HandshakeFinished,
+    TlsBegins,
+)
 from testbed.nbd.constants import Option
 from testbed.nbd.errors import NbdError
 from tests.nbd.support import ERROR, FIXED, FIXED_NO_ZEROES, GREETING, cuts, info_export, option, option_reply, split
@@ -170,3 +176,42 @@ def test_garbage_does_no_harm(garbage: bytes, before: bytes, where: list[int]) -
     with contextlib.suppress(NbdError):
         events, _ = converse(handshake, *split(before + garbage, where))
         assert len(events) < 5
+
+
+TLS_AGREED = option_reply(5, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "agreed"),
+    [(option_reply(8, 1), True), (option_reply(8, ERROR + 1), False), (option_reply(8, ERROR + 2, b"no"), False)],
+)
+def test_structured_replies_are_asked_for_and_may_be_refused(answer: bytes, agreed: bool) -> None:
+    handshake = ClientHandshake("swap", ask_structured_replies=True)
+    events, said = converse(handshake, GREETING, answer, GRANT)
+    assert events == [ExportInformation(8192, 5), HandshakeFinished()]
+    assert said == FIXED_NO_ZEROES + option(8) + asked(7, b"swap")
+    assert handshake.structured_replies == agreed
+
+
+def test_with_tls_nothing_is_said_of_the_export_before_it() -> None:
+    handshake = ClientHandshake("swap", tls=True)
+    events, said = converse(handshake, GREETING, TLS_AGREED)
+    assert (events, said) == ([TlsBegins()], FIXED_NO_ZEROES + option(5))
+    handshake.tls_started()
+    events, said = converse(handshake, GRANT)
+    assert (events, said) == ([ExportInformation(8192, 5), HandshakeFinished()], asked(7, b"swap"))
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ([GREETING, option_reply(5, ERROR + 1)], "refused NBD_OPT_STARTTLS: NBD_REP_ERR_UNSUP$"),
+        ([GREETING, option_reply(5, ERROR + 2, b"no TLS here")], r"NBD_REP_ERR_POLICY \(no TLS here\)"),
+        ([GREETING, option_reply(5, 2)], "unexpected reply of type 2"),
+        ([OLD_GREETING], "too old for TLS"),
+        ([GREETING, TLS_AGREED + b"injected"], "nobody asked for"),
+    ],
+)
+def test_without_tls_there_is_no_connection(sent: list[bytes], told: str) -> None:
+    with pytest.raises(NbdError, match=told):
+        converse(ClientHandshake("swap", tls=True), *sent)
