@@ -183,7 +183,7 @@ class PacketSender:
         copies = []
         for row in rows.tolist():
             number = start + row if indices is None else int(indices[start + row])
-            copies.append(np.frombuffer(_tagged_frame(block, number), np.uint8))
+            copies.append(np.frombuffer(tagged_frame(block, number), np.uint8))
             self._point(row, copies[-1])
         return copies
 
@@ -194,8 +194,8 @@ class PacketSender:
         self.close()
 
 
-def _tagged_frame(block: FrameBlock, number: int) -> bytes:
-    """One frame with its VLAN tag in place, the virtio header in front adjusted to the longer Ethernet header."""
+def tagged_frame(block: FrameBlock, number: int) -> bytes:
+    """One frame with its VLAN tag put back, the virtio header in front adjusted to the longer Ethernet header."""
     frame = block.frame(number)
     tag = int(block.vlan_protocols[number]).to_bytes(2, "big") + int(block.vlan[0][number]).to_bytes(2, "big")
     header = b""
