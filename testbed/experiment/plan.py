@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from testbed.experiment.faults.step import BadSchedule, Schedule, numbered
 from testbed.experiment.topology import (
     ETHERNET_HEADER,
     SMALLEST_FRAME,
@@ -146,7 +147,10 @@ class SegmentPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care."""
+    """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care.
+
+    `schedule` is what will go wrong, and when; `fault_links` names the hosts with a relay in their link for that.
+    """
 
     name: str
     segments: tuple[SegmentPlan, ...]
@@ -154,6 +158,8 @@ class Plan:
     clients: tuple[ClientPlan, ...]
     neighbours: tuple[NeighbourPlan, ...]
     warnings: tuple[str, ...]
+    schedule: Schedule = ()
+    fault_links: frozenset[str] = frozenset()
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -204,7 +210,14 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
         for host in topology.hosts
         if isinstance(host, NbdServer) and host.bandwidth is not None and host.program != "builtin"
     )
-    return Plan(topology.name, segments, servers, clients, neighbours, warnings)
+    return Plan(topology.name, segments, servers, clients, neighbours, warnings, _schedule(topology))
+
+
+def _schedule(topology: Topology) -> Schedule:
+    try:
+        return numbered(topology.steps)
+    except BadSchedule as error:
+        raise TopologyError(f"{topology.name}: {error}") from None
 
 
 def _interfaces(topology: Topology) -> dict[str, Interface]:

@@ -6,13 +6,16 @@ out; those of processes and of memory are here, since who carries them out is no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from testbed.experiment.faults.step import BadSchedule, Layer
+from testbed.lab.effects import EFFECTS
+from testbed.lab.effects import numbers_of as link_numbers
 
 DATA = ("kept", "lost")
+DIRECTIONS = ("both", "to", "from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +70,36 @@ def _check_count(value: object, what: str, most: int) -> None:
         raise ValueError(f"{what} must be a whole number from 1 to {most}, not {value!r}")
 
 
+def _link(kind: str, arguments: Mapping[str, Any]) -> None:
+    numbers = dict(arguments)
+    direction = numbers.pop("direction", "both")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"{kind}: direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}")
+    link_numbers(kind, numbers)
+
+
+def _own(kind: str, arguments: Mapping[str, Any]) -> None:
+    try:
+        OWN[kind](**arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{kind}: {str(error).rpartition('__init__() ')[2]}") from None
+
+
 PROCESS: dict[str, type] = {"kill": Kill, "pause": Pause, "stop_reading": StopReading}
 MEMORY: dict[str, type] = {"min_free_kbytes": MinFreeKbytes, "memory_taken": MemoryTaken}
-KINDS: dict[Layer, Mapping[str, type]] = {"process": PROCESS, "memory": MEMORY}
-LAYERS: tuple[Layer, ...] = get_args(Layer)
-BLOCKING = frozenset({"kill", "pause"})
-"""Kinds under which no swap request of the host, or of its clients, can complete."""
+OWN = PROCESS | MEMORY
+KINDS: dict[Layer, Mapping[str, type]] = {"link": EFFECTS, "process": PROCESS, "memory": MEMORY}
+CHECKS: dict[Layer, Callable[[str, Mapping[str, Any]], object]] = {"link": _link, "process": _own, "memory": _own}
+LAYERS: tuple[Layer, ...] = tuple(KINDS)
+BLOCKING: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "kill": lambda _: True,
+    "pause": lambda _: True,
+    "partition": lambda _: True,
+    "loss": lambda numbers: numbers["probability"] == 1,
+    "every_nth": lambda numbers: numbers["n"] == 1,
+    "flap": lambda numbers: numbers.get("down") == 1,
+}
+"""Kinds under which no swap request of the host, or of its clients, can complete, and with which numbers."""
 
 
 def layer_of(kind: str) -> Layer:
@@ -80,16 +107,18 @@ def layer_of(kind: str) -> Layer:
     for layer, kinds in KINDS.items():
         if kind in kinds:
             return layer
-    raise BadSchedule(f"there is no fault {kind!r}: choose one of {', '.join(sorted(_all_kinds()))}")
+    everything = sorted(kind for kinds in KINDS.values() for kind in kinds)
+    raise BadSchedule(f"there is no fault {kind!r}: choose one of {', '.join(everything)}")
 
 
 def check_arguments(kind: str, arguments: Mapping[str, Any]) -> None:
     """Raises BadSchedule for numbers that the kind does not take."""
     try:
-        KINDS[layer_of(kind)][kind](**arguments)
+        CHECKS[layer_of(kind)](kind, arguments)
     except (TypeError, ValueError) as error:
-        raise BadSchedule(f"{kind}: {str(error).removeprefix('__init__() ')}") from None
+        raise BadSchedule(str(error)) from None
 
 
-def _all_kinds() -> list[str]:
-    return [kind for kinds in KINDS.values() for kind in kinds]
+def blocks(kind: str, arguments: Mapping[str, Any]) -> bool:
+    """Can no swap request of the host, or of its clients, complete while the fault acts?"""
+    return kind in BLOCKING and BLOCKING[kind](arguments)
