@@ -22,6 +22,7 @@ from testbed.experiment.evidence import (
     seconds,
     section,
 )
+from testbed.experiment.link_accounts import link_complaint
 from testbed.net.drop_reason import DropReason
 
 Finding = tuple[bool | None, str]
@@ -117,7 +118,7 @@ def integrity(client: ClientEvidence, _: RunEvidence) -> Finding:
     return True, f"{checked} checks of {pages} pages held, {pages_in} pages having come from swap"
 
 
-def conservation(client: ClientEvidence, _: RunEvidence) -> Finding:
+def conservation(client: ClientEvidence, run: RunEvidence) -> Finding:
     """Every frame has one end, every counter beside the model agrees with it, and every page is free again."""
     report = client.report
     received = number(report, "frames", "received")
@@ -132,6 +133,7 @@ def conservation(client: ClientEvidence, _: RunEvidence) -> Finding:
         _ledger_complaint(report, dropped, delivered)
         or _interface_complaint(report, received)
         or _socket_complaint(report)
+        or next(filter(None, map(link_complaint, run.links.items())), None)
     )
     if complaint:
         return False, complaint

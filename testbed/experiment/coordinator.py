@@ -7,7 +7,7 @@ what everybody saw to the verdict. What its hosts are, and what its clock shows,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -186,6 +186,8 @@ class Coordinator:
         self.hosts: list[Host] = []
         self.clients: list[_Client] = []
         self.floods: list[_Flood] = []
+        self.links: dict[str, Host] = {}
+        self._link_reports: dict[str, Mapping[str, Any]] = {}
         self.out_of_time = False
         self.workload_started: float | None = None
         self._handlers: dict[Host, Callable[[Message], None]] = {}
@@ -207,6 +209,12 @@ class Coordinator:
         flood = _Flood(plan, host)
         self.floods.append(flood)
         self._handlers[host] = lambda message: self._from_flood(flood, message)
+
+    def add_link(self, name: str, host: Host) -> None:
+        """What passes frames on in the link of the host `name`, and is asked for its account at the end."""
+        self.hosts.append(host)
+        self.links[name] = host
+        self._handlers[host] = lambda message: self._from_link(name, message)
 
     def carry_out(self) -> None:
         """Canary, workload and floods, stall or end, canary, shutdown."""
@@ -298,6 +306,9 @@ class Coordinator:
         for client in self.clients:
             client.host.send(Shutdown())
         self._until(lambda: all(client.report is not None for client in self.clients), FINISH_TIMEOUT_S)
+        for link in self.links.values():
+            link.send(Shutdown())
+        self._until(lambda: len(self._link_reports) == len(self.links), FINISH_TIMEOUT_S)
 
     def _until(self, done: Callable[[], bool], seconds: float) -> bool:
         deadline = self.clock.now() + seconds
@@ -334,6 +345,10 @@ class Coordinator:
         elif isinstance(message, Finished):
             client.report = message.report
 
+    def _from_link(self, name: str, message: Message) -> None:
+        if isinstance(message, Finished):
+            self._link_reports[name] = message.report
+
     def _from_flood(self, flood: _Flood, message: Message) -> None:
         if isinstance(message, Event) and message.name == "flood_stopped":
             flood.stopped = message.time
@@ -360,6 +375,7 @@ class Coordinator:
             time_limit=self.limits.time,
             out_of_time=self.out_of_time,
             workload_started=self.workload_started,
+            links={name: self._link_reports.get(name, {}) for name in self.links},
         )
 
     def _client_evidence(self, client: _Client) -> ClientEvidence:

@@ -8,7 +8,7 @@ the report: what is missing or not a count raises `Missing`, and a check that ra
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 PROGRESS_COUNTERS = ("swap_completions", "pgsteal_kswapd", "pgsteal_direct", "touches")
@@ -75,7 +75,8 @@ class ClientEvidence:
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
     """What was seen of a run. `patches` are the numbers that were on, limits are in seconds, `workload_started` is
-    in CLOCK_MONOTONIC seconds, `error` is what kept the rig itself from going on."""
+    in CLOCK_MONOTONIC seconds, `error` is what kept the rig itself from going on, `links` are the accounts of those
+    who passed frames on, by the host whose link it is."""
 
     clients: Sequence[ClientEvidence]
     patches: frozenset[int]
@@ -84,6 +85,7 @@ class RunEvidence:
     out_of_time: bool = False
     workload_started: float | None = None
     error: str | None = None
+    links: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def section(data: Mapping[str, Any] | None, *path: str) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ from types import TracebackType
 from testbed.experiment.plan import Plan, SegmentPlan
 from testbed.hosts.plan import Interface
 from testbed.hosts.swap_client import HOST_INTERFACE, INNER, WIRE
+from testbed.lab.fault_relay import HOST_SIDE, NETWORK_SIDE
 from testbed.lab.link import (
     Bridge,
     End,
@@ -26,11 +27,16 @@ from testbed.lab.namespace import NetworkNamespace, wait_gone
 
 
 class Network:
-    """The namespaces of a running plan, by host name; `nics` are those that clients' NICs live in."""
+    """The namespaces of a running plan, by host name.
+
+    `nics` are those that clients' NICs live in, `relays` those in the middle of links that can have faults.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.hosts: dict[str, NetworkNamespace] = {}
         self.nics: dict[str, NetworkNamespace] = {}
+        self.relays: dict[str, NetworkNamespace] = {}
+        self._fault_links = plan.fault_links
         self._clients = {client.name: client for client in plan.clients}
         self._switches: list[NetworkNamespace] = []
         try:
@@ -42,17 +48,19 @@ class Network:
 
     def _build(self, segment: SegmentPlan, *, offloads: bool) -> None:
         ends = [self._host(interface) for interface in segment.interfaces]
+        plugs = [self._plug_of(end, interface) for end, interface in zip(ends, segment.interfaces, strict=True)]
         if segment.kind == "bridge":
             switch = NetworkNamespace.create()
             self._switches.append(switch)
             bridge = add_bridge(switch, "br0")
-            for number, (end, interface) in enumerate(zip(ends, segment.interfaces, strict=True)):
-                self._plug(bridge, f"port{number}", end, interface)
+            for number, (plug, interface) in enumerate(zip(plugs, segment.interfaces, strict=True)):
+                self._plug(bridge, f"port{number}", plug, interface)
         else:
             one, other = segment.interfaces
             add_veth(
-                *(ends[0], ends[1]), mtu=one.mtu, mac_a=self._outer_mac(one), mac_b=self._outer_mac(other)
+                *(plugs[0], plugs[1]), mtu=one.mtu, mac_a=self._outer_mac(one), mac_b=self._outer_mac(other)
             )
+        self._raise_relays(segment)
         for end, interface in zip(ends, segment.interfaces, strict=True):
             self._bring_up(end, interface, offloads=offloads)
         self._introduce(segment)
@@ -66,8 +74,24 @@ class Network:
         add_veth((nic, INNER), (host, HOST_INTERFACE), mtu=interface.mtu, mac_b=interface.mac)
         return nic, WIRE
 
+    def _plug_of(self, end: End, interface: Interface) -> End:
+        """What of a host is plugged in: its end, or the far side of the relay that its link is led through."""
+        if interface.host not in self._fault_links:
+            return end
+        relay = self.relays[interface.host] = NetworkNamespace.create()
+        mac = None if interface.host in self._clients else interface.mac
+        add_veth((relay, HOST_SIDE), end, mtu=interface.mtu, mac_b=mac)
+        return relay, NETWORK_SIDE
+
+    def _raise_relays(self, segment: SegmentPlan) -> None:
+        for interface in segment.interfaces:
+            if interface.host in self.relays:
+                for ifname in (HOST_SIDE, NETWORK_SIDE):
+                    set_up(self.relays[interface.host], ifname)
+
     def _outer_mac(self, interface: Interface) -> str | None:
-        return None if interface.host in self._clients else interface.mac
+        """What the plug's MAC address has to be; None if the host's is further in."""
+        return None if interface.host in self._clients or interface.host in self.relays else interface.mac
 
     def _plug(self, bridge: Bridge, port: str, end: End, interface: Interface) -> None:
         add_veth(
@@ -113,7 +137,7 @@ class Network:
 
     def close(self) -> None:
         """Let go of everything and wait until the kernel has taken it down."""
-        wait_gone([*self.hosts.values(), *self.nics.values(), *self._switches])
+        wait_gone([*self.hosts.values(), *self.nics.values(), *self.relays.values(), *self._switches])
 
     def __enter__(self) -> Network:
         return self

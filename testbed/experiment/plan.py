@@ -149,7 +149,8 @@ class SegmentPlan:
 class Plan:
     """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care.
 
-    `schedule` is what will go wrong, and when; `fault_links` names the hosts with a relay in their link for that.
+    `fault_links` names the hosts whose link can have faults, which something in the middle of it has to bring about;
+    `schedule` is what will go wrong, and when.
     """
 
     name: str
@@ -158,8 +159,8 @@ class Plan:
     clients: tuple[ClientPlan, ...]
     neighbours: tuple[NeighbourPlan, ...]
     warnings: tuple[str, ...]
-    schedule: Schedule = ()
     fault_links: frozenset[str] = frozenset()
+    schedule: Schedule = ()
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -170,6 +171,12 @@ class Plan:
     def streams(self) -> tuple[StreamPlan, ...]:
         """All TCP streams, in the order of the neighbours."""
         return tuple(stream for neighbour in self.neighbours for stream in neighbour.streams)
+
+    def with_whole_frames(self) -> Plan:
+        """The plan with `gso` off for all clients if a link can have faults: these act on frames, and on checksums."""
+        if not self.fault_links:
+            return self
+        return replace(self, clients=tuple(replace(client, gso=False) for client in self.clients))
 
     def canary_source(self, client: ClientPlan) -> NeighbourPlan:
         """The neighbour that sends canaries to `client`: the first one on its segment."""
@@ -210,7 +217,7 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
         for host in topology.hosts
         if isinstance(host, NbdServer) and host.bandwidth is not None and host.program != "builtin"
     )
-    return Plan(topology.name, segments, servers, clients, neighbours, warnings, _schedule(topology))
+    return Plan(topology.name, segments, servers, clients, neighbours, warnings, schedule=_schedule(topology))
 
 
 def _schedule(topology: Topology) -> Schedule:

@@ -112,6 +112,21 @@ class ClientResult(msgspec.Struct):
     times: Times = msgspec.field(default_factory=Times)
 
 
+class LinkFrames(msgspec.Struct):
+    """What became of the frames that went one way, "to" the host whose link it is or "from" it.
+
+    `received` + `duplicated` = `sent` + `held` + all `dropped`; `altered` ones went on with other bytes. "ring" counts
+    those that came too fast for whoever passes them on, "interface" those that the next interface refused.
+    """
+
+    received: int = 0
+    sent: int = 0
+    duplicated: int = 0
+    altered: int = 0
+    held: int = 0
+    dropped: dict[str, int] = {}
+
+
 class Result(msgspec.Struct, kw_only=True):
     """The whole of `result.json`. `patches` are the numbers that were on, `elapsed_s` is from start to verdict.
 
@@ -138,6 +153,7 @@ class Result(msgspec.Struct, kw_only=True):
     arguments: dict[str, Any] = {}
     clients: list[ClientResult] = []
     limits: list[str] = []
+    links: dict[str, dict[str, LinkFrames]] = {}
     warnings: list[str] = []
     topology: str = ""
     version: str = ""

@@ -18,6 +18,7 @@ from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
 from testbed.hosts.plan import ClientPlan, ServerPlan
 from testbed.hosts.server_program import ServerPrograms
 from testbed.hosts.swap_client import SwapClientSpec, swap_client_main
+from testbed.lab.fault_relay import FaultRelaySpec, fault_relay_main, relay_name
 from testbed.lab.neighbour import CanaryProfile, FloodProfile, FloodSpec, flood_main
 from testbed.lab.process import HostProcess
 from testbed.lab.stream import StreamProfile
@@ -33,6 +34,7 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
     Raises LabError when the network cannot be built or a host cannot start.
     """
     started = time.monotonic()
+    plan = plan.with_whole_frames()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(Network(plan))
         processes = Processes()
@@ -74,7 +76,7 @@ class Processes:
 
 
 class _Start:
-    """Starts servers, then clients, then neighbours; each is ready before the next begins."""
+    """Starts relays, then servers, then clients, then neighbours; each is ready before the next begins."""
 
     def __init__(
         self,
@@ -92,6 +94,10 @@ class _Start:
         self._exports: dict[str, str] = {}
 
     def all(self, plan: Plan) -> None:
+        for host, namespace in self.network.relays.items():
+            name = relay_name(host)
+            relay = self.processes.spawn(name, fault_relay_main, FaultRelaySpec(name), [namespace])
+            self.coordinator.add_link(host, relay)
         for server in plan.servers:
             self._server(server)
         for client in plan.clients:

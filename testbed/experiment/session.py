@@ -13,6 +13,7 @@ from testbed.experiment.arguments import RunOptions
 from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
 from testbed.experiment.limits import limits_reached
+from testbed.experiment.link_accounts import link_frames
 from testbed.experiment.live import View, watch
 from testbed.experiment.output import RunDirectory
 from testbed.experiment.plan import Plan
@@ -133,6 +134,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         arguments=options.as_arguments(),
         clients=clients,
         limits=limits_reached(plan, record.evidence),
+        links={name: link_frames(report) for name, report in record.evidence.links.items()},
         warnings=[*plan.warnings, *without_base(options.patches)],
         topology=plan.name,
         version=project_version(),
