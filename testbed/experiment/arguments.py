@@ -13,6 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from testbed.experiment.faults.kinds import LAYERS
+from testbed.experiment.faults.nemesis import NEMESIS_S, Nemesis
+from testbed.experiment.faults.planning import NO_OTHERS, FaultOptions
+from testbed.experiment.faults.step import Layer
 from testbed.experiment.plan import Overrides
 from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
 from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
@@ -51,6 +55,7 @@ class RunOptions:
     trace: bool = False
     topology: str = ""
     argv: tuple[str, ...] = ()
+    faults: FaultOptions = NO_OTHERS
 
     @property
     def without(self) -> list[int]:
@@ -70,6 +75,7 @@ class RunOptions:
             "stall_limit": self.stall_limit,
             "seed": self.seed,
             "expect": self.expect,
+            **self.faults.as_arguments(),
         }
 
 
@@ -116,9 +122,45 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="how long swap may stand still (default %(default)s s)",
     )
+    _add_fault_options(parser)
     parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
     parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
+
+
+def _add_fault_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is to go wrong."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--schedule", type=Path, metavar="FILE", help="the faults of an earlier run (its directory, log or result)"
+    )
+    source.add_argument(
+        "--nemesis",
+        type=_layers,
+        nargs="?",
+        const=LAYERS,
+        metavar="LAYER[,...]",
+        help=f"random faults, drawn from the seed: all (default), or some of {', '.join(LAYERS)}",
+    )
+    parser.add_argument(
+        "--nemesis-duration", type=_duration, default=NEMESIS_S, metavar="S", help="(default %(default)s s)"
+    )
+    parser.add_argument("--nemesis-faults", type=count(1), metavar="N", help="how many (default: 0.6 a second)")
+
+
+def _fault_options(space: argparse.Namespace) -> FaultOptions:
+    nemesis = space.nemesis and Nemesis(space.nemesis, space.nemesis_duration, space.nemesis_faults)
+    return FaultOptions(space.schedule, nemesis)
+
+
+def _layers(text: str) -> tuple[Layer, ...]:
+    """Layers in a list such as link,process."""
+    if text == "all":
+        return LAYERS
+    words = text.split(",")
+    if unknown := [word for word in words if word not in LAYERS]:
+        raise argparse.ArgumentTypeError(f"there is no layer {unknown[0]!r}: choose from all, {', '.join(LAYERS)}")
+    return tuple(layer for layer in LAYERS if layer in words)
 
 
 def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) -> RunOptions:
@@ -145,6 +187,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         expect=space.expect,
         force=space.force,
         trace=space.trace,
+        faults=_fault_options(space),
         topology=topology,
         argv=tuple(argv),
     )

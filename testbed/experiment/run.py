@@ -62,9 +62,9 @@ class Processes:
         """CLOCK_MONOTONIC, which all processes share."""
         return time.monotonic()
 
-    def tick(self) -> None:
+    def tick(self, most: float) -> None:
         """Wait a moment, or until somebody says something."""
-        wait([process.channel for process in self.running if process.alive], TICK_S)
+        wait([process.channel for process in self.running if process.alive], min(TICK_S, most))
 
     def stop(self) -> None:
         """End every process, by its pid."""

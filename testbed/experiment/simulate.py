@@ -78,8 +78,8 @@ class _VirtualClock:
     def now(self) -> float:
         return self._loop.time()
 
-    def tick(self) -> None:
-        self._loop.run_until_complete(asyncio.sleep(TICK_S))
+    def tick(self, most: float) -> None:
+        self._loop.run_until_complete(asyncio.sleep(min(TICK_S, most)))
 
 
 async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> None:

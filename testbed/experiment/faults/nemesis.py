@@ -19,6 +19,7 @@ from testbed.experiment.plan import Plan
 SHORTEST_S, LONGEST_S = 0.1, 3.0
 """How long one fault lasts."""
 FAULTS_PER_S = 0.6
+NEMESIS_S = 20.0
 EXCLUSIVE = frozenset({"kill", "pause"})
 DIRECTIONS = ("both", "both", "to", "from")
 DATA = ("kept", "kept", "kept", "lost")
@@ -34,7 +35,7 @@ class Nemesis:
     """What may be drawn: from which layers, within how many seconds, and how many faults (None: 0.6 a second)."""
 
     layers: tuple[Layer, ...] = LAYERS
-    duration: float = 20.0
+    duration: float = NEMESIS_S
     faults: int | None = None
 
 

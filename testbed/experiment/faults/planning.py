@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from testbed.experiment.faults.hosts import Hosts
 from testbed.experiment.faults.kinds import layer_of
@@ -24,6 +25,20 @@ class FaultOptions:
 
     schedule: Path | None = None
     nemesis: Nemesis | None = None
+
+    def as_arguments(self) -> dict[str, Any]:
+        """The options of the command line that say the same."""
+        nemesis = self.nemesis
+        return {
+            "schedule": None if self.schedule is None else str(self.schedule),
+            "nemesis": None if nemesis is None else ",".join(nemesis.layers),
+            "nemesis_duration": None if nemesis is None else nemesis.duration,
+            "nemesis_faults": None if nemesis is None else nemesis.faults,
+        }
+
+
+NO_OTHERS = FaultOptions()
+"""The topology's own faults."""
 
 
 def scheduled(plan: Plan, options: FaultOptions, seed: int, time_limit: float) -> Plan:
