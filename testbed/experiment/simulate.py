@@ -12,6 +12,7 @@ import itertools
 from dataclasses import replace
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
+from testbed.experiment.faults.kinds import MEMORY
 from testbed.experiment.plan import FloodPlan, Plan
 from testbed.experiment.preflight import real_memory
 from testbed.hosts.emulated_client import SAMPLE_INTERVAL
@@ -34,6 +35,7 @@ READY_TIMEOUT_S = 30.0
 SPEED = LinkSpeed()
 WHOLE_PAGES_UP_TO = 2 << 30
 """Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
+SIMULATED_FAULTS = frozenset({*MEMORY, "stop_reading"})
 CLIENTS_SAMPLED_OFTEN = 10
 SLOWEST_SAMPLES_S = 0.5
 """With more clients than this samples come less often, but at least so often."""
@@ -59,9 +61,12 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
 
 
 def _check(plan: Plan) -> None:
-    """Refuse what is not simulated: TCP other than the swap connection's, and address resolution."""
+    """Refuse what is not simulated: TCP other than the swap connection's, address resolution, most faults."""
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
+    for step in plan.schedule:
+        if step.kind not in SIMULATED_FAULTS:
+            raise LabError(f"the simulator has no {step.kind}, which {step.target} is to have: run it for real")
     for client in plan.clients:
         if client.host != "emulated":
             raise LabError(f"a real kernel cannot be simulated: {client.name} must be emulated")

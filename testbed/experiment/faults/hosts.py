@@ -28,6 +28,8 @@ class Hosts:
         check_arguments(step.kind, step.arguments)
         if obstacle := self.obstacle(step.target, step.kind):
             raise BadSchedule(f"{step.target} cannot have {step.kind}: {obstacle}")
+        if step.kind == "kill" and step.arguments.get("data") == "lost" and self.has_file(step.target):
+            raise BadSchedule(f"{step.target} keeps its data in a file, which it cannot lose")
         if step.kind == "stop_reading" and step.arguments.get("port") not in (None, *self.ports(step.target)):
             raise BadSchedule(f"{step.target}: nobody reads from port {step.arguments['port']}")
         if step.kind == "min_free_kbytes":
@@ -63,6 +65,10 @@ class Hosts:
 
     def _emulated(self, name: str) -> str | None:
         return None if self.clients[name].host == "emulated" else "only an emulated client can"
+
+    def has_file(self, name: str) -> bool:
+        """Does a server keep what it serves in a file?"""
+        return name in self.servers and any(area.file is not None for area in self.servers[name].areas)
 
     def ports(self, client: str) -> list[int]:
         """The ports of a client's bystanders that somebody reads from."""

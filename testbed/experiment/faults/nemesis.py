@@ -1,7 +1,8 @@
 """A schedule drawn at random: the same seed, plan and wishes always give the same one.
 
-What it sets it clears before its time is over, so that a run can always end. No host has two faults of one kind at a
-time, and none is killed while it is paused; any other faults may meet, on one host or on several.
+What it sets it clears before its time is over, so that a run can always end; only a flood that it kills stays dead.
+No host has two faults of one kind at a time, and none is killed while it is paused; any other faults may meet, on one
+host or on several.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def draw(plan: Plan, wishes: Nemesis, seed: int) -> Schedule:
         begin, end = _span(random, wishes.duration)
         arguments = _arguments(random, hosts, target, kind)
         slot = target, "process" if kind in EXCLUSIVE else kind
+        if kind == "kill" and target in hosts.neighbours:
+            end = float("inf")
         if not any(slot == other and begin <= until and since <= end for other, since, until in taken):
             taken.append((slot, begin, end))
             steps += _pair(begin, end, target, kind, arguments)
@@ -71,7 +74,8 @@ def _span(random: Random, duration: float) -> tuple[float, float]:
 
 def _pair(begin: float, end: float, target: str, kind: str, arguments: dict[str, Any]) -> Iterator[Step]:
     yield Step(begin, "set", target, kind, arguments)
-    yield Step(end, "clear", target, kind)
+    if end != float("inf"):
+        yield Step(end, "clear", target, kind)
 
 
 def _arguments(random: Random, hosts: Hosts, target: str, kind: str) -> dict[str, Any]:
@@ -97,7 +101,8 @@ def _port(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
 
 
 def _kill(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
-    return {"data": random.choice(DATA)} if target in hosts.servers else {}
+    data = random.choice(DATA)
+    return {"data": "kept" if hosts.has_file(target) else data} if target in hosts.servers else {}
 
 
 def _min_free_kbytes(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:

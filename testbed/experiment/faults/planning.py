@@ -73,3 +73,5 @@ def check(plan: Plan, schedule: Schedule, time_limit: float) -> None:
             raise BadSchedule(f"at {step.time:g} s: {step.kind} comes after the time limit of {time_limit:g} s")
         if step.action == "set":
             hosts.check(step)
+        elif step.kind == "kill" and step.target in hosts.neighbours:
+            raise BadSchedule(f"at {step.time:g} s: {step.target} was killed, and only a server can be started again")
