@@ -20,10 +20,12 @@ from testbed.hosts.plan import ClientPlan, ServerPlan, SwapArea
 from testbed.hosts.swap_client import GC_THRESHOLDS
 from testbed.hosts.workload import STAMP
 from testbed.lab.errors import LabError
+from testbed.lab.fault_relay import relay_name
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.export import Export, MemoryExport
 from testbed.simulation.client import SimulatedClient
 from testbed.simulation.edge import SimulatedEdge
+from testbed.simulation.fault_relay import SimulatedFaultRelay
 from testbed.simulation.link import LinkSpeed, Port
 from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour, neighbour_port
 from testbed.simulation.reduced import ReducedExport
@@ -46,6 +48,7 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
 
     Raises LabError for what the simulator does not have, and when a client cannot start.
     """
+    plan = plan.with_whole_frames()
     _check(plan)
     thresholds = gc.get_threshold()
     gc.set_threshold(*GC_THRESHOLDS)
@@ -102,6 +105,10 @@ async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> 
         )
         for client in plan.clients
     }
+    hosts = {server.name: server.port for server in servers.values()} | ports
+    hosts |= {name: client.edge.port for name, client in clients.items()}
+    for host in sorted(plan.fault_links):
+        coordinator.add_link(host, SimulatedFaultRelay(relay_name(host), hosts[host], SPEED))
     await _ready(list(clients.values()))
     for server in dict.fromkeys(servers.values()):
         coordinator.add(server)

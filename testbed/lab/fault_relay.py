@@ -15,12 +15,12 @@ import contextlib
 import selectors
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from multiprocess.connection import Connection
 
 from testbed.hosts.messages import ClearFault, Command, Event, Finished, Ready, Sample, SetFault, Shutdown
-from testbed.lab.effects import make
+from testbed.lab.effects.link_faults import LinkFaults, Way, effects_of
 from testbed.lab.effects.stack import Stack
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -30,14 +30,12 @@ from testbed.lab.packet_sender import PacketSender, tagged_frame
 
 HOST_SIDE, NETWORK_SIDE = "host", "network"
 """The relay's interfaces: behind one is the host whose link this is, behind the other everybody else."""
+ENDS: dict[Way, tuple[str, str]] = {"to": (NETWORK_SIDE, HOST_SIDE), "from": (HOST_SIDE, NETWORK_SIDE)}
 SLOTS = 8192
 BUDGET = 512
 """Frames taken in a row before the other direction gets its turn."""
 SAMPLE_INTERVAL = 0.1
 SETTLE_S = 1.0
-Way = Literal["to", "from"]
-WAYS: tuple[Way, ...] = ("to", "from")
-"""Towards the host and away from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,20 +63,11 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
 
-def directions(arguments: Mapping[str, Any]) -> tuple[tuple[Way, ...], dict[str, Any]]:
-    """Which ways a fault acts, "both" unless it says "to" or "from", and the effect's own numbers. Raises LabError."""
-    numbers = dict(arguments)
-    direction = numbers.pop("direction", "both")
-    if direction not in (*WAYS, "both"):
-        raise LabError(f'direction must be "both", "to" or "from", not {direction!r}')
-    return (WAYS if direction == "both" else (direction,)), numbers
-
-
 class Direction:
     """One way through the relay: from the interface `source` to the interface `sink`, through `stack`."""
 
-    def __init__(self, source: str, sink: str) -> None:
-        self.stack: Stack[bytes] = Stack()
+    def __init__(self, source: str, sink: str, stack: Stack[bytes]) -> None:
+        self.stack = stack
         self._namespace = NetworkNamespace.current()
         self._source = source
         self._ring = PacketRing(source, slots=SLOTS)
@@ -163,6 +152,7 @@ class _Relay:
     def __init__(self, channel: Connection, name: str) -> None:
         self._channel = channel
         self._name = name
+        self._faults: LinkFaults[bytes] = LinkFaults()
 
     async def run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -170,8 +160,8 @@ class _Relay:
         self._loop.set_exception_handler(self._failed)
         with contextlib.ExitStack() as stack:
             self.ways: dict[Way, Direction] = {
-                "to": stack.enter_context(contextlib.closing(Direction(NETWORK_SIDE, HOST_SIDE))),
-                "from": stack.enter_context(contextlib.closing(Direction(HOST_SIDE, NETWORK_SIDE))),
+                way: stack.enter_context(contextlib.closing(Direction(*ends, self._faults.stacks[way])))
+                for way, ends in ENDS.items()
             }
             self._loop.add_reader(self._channel.fileno(), self._take_commands)
             stack.callback(self._loop.remove_reader, self._channel.fileno())
@@ -199,8 +189,7 @@ class _Relay:
                 self._set(command)
                 self._say("fault_set", command.number)
             case ClearFault(number):
-                for way in self.ways.values():
-                    way.stack.remove(number)
+                self._faults.clear(number)
                 self._say("fault_cleared", number)
             case Shutdown():
                 self._over.set_result(None)
@@ -208,11 +197,9 @@ class _Relay:
                 raise LabError(f"{self._name} cannot do {type(command).__name__}: it only passes frames on")
 
     def _set(self, fault: SetFault) -> None:
-        chosen, numbers = directions(fault.arguments)
         try:
-            for each, name in enumerate(chosen):
-                effect = make(fault.kind, numbers, len(WAYS) * fault.seed + each)
-                self.ways[name].stack.add(fault.number, effect, self._loop.time())
+            effects = effects_of(fault.kind, fault.arguments, fault.seed)
+            self._faults.set(fault.number, effects, self._loop.time())
         except ValueError as error:
             raise LabError(f"{self._name}: {error}") from None
 

@@ -36,6 +36,10 @@ class Datagrams:
         """The first `frames` of them."""
         return replace(self, codes=self.codes[:frames])
 
+    def one(self, number: int) -> Datagrams:
+        """The frame of that number by itself."""
+        return replace(self, codes=self.codes[number : number + 1])
+
 
 class DatagramSocket(SimulatedFile):
     """A UDP socket that never blocks; what the model delivers is put into it."""

@@ -41,6 +41,10 @@ class Frames(Protocol):
         """The group without those that come after so many."""
         ...
 
+    def one(self, number: int) -> Self:
+        """The frame of that number by itself."""
+        ...
+
 
 class Link:
     """One direction of a cable. `delivered` and `lost` count frames."""
@@ -51,7 +55,7 @@ class Link:
         self._bandwidth = speed.bandwidth
         self._delay = speed.delay
         self._limit = speed.queue * (LARGEST_FRAME + FRAME_OVERHEAD)
-        self._deliver = deliver
+        self.deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._free_at = 0.0
 
@@ -76,7 +80,7 @@ class Link:
 
     def _arrive(self, group: Frames) -> None:
         self.delivered += group.frames
-        self._deliver(group)
+        self.deliver(group)
 
 
 class Port:

@@ -49,6 +49,13 @@ class Segments:
             return replace(self, data=self.data[: frames * self.mss])
         return replace(self, copies=frames)
 
+    def one(self, number: int) -> Segments:
+        """The segment of that number by itself."""
+        if not self.data:
+            return replace(self, copies=1)
+        start = number * self.mss
+        return replace(self, seq=self.seq + start, data=self.data[start : start + self.mss])
+
     def runs(self, kept: Sequence[bool]) -> list[tuple[int, bytes]]:
         """What is left if only the segments that `kept` says get through: (offset, data) of each run of bytes."""
         found: list[tuple[int, bytes]] = []

@@ -7,49 +7,22 @@ from typing import Any
 
 import pytest
 
-from testbed.experiment.coordinator import Coordinator, Host, RunRecord
+from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.run import execute
 from testbed.experiment.verdict import judge
-from testbed.hosts.messages import ClearFault, Event, SetFault
 from testbed.lab.effects.stack import Stack
 from testbed.lab.packet_sender import PacketSender
-from tests.integration.small_run import ALL_ON, LIMITS, Silent, small_plan
+from tests.integration.saboteur import Faults, Saboteur
+from tests.integration.small_run import ALL_ON, LIMITS, small_plan
 
 pytestmark = pytest.mark.root
-Faults = list[tuple[str, dict[str, Any]]]
-
-
-class Saboteur(Silent):
-    """An observer that sets faults on all relayed links while the workload runs, and clears them after it."""
-
-    def __init__(self, faults: Faults, links: list[Host]) -> None:
-        super().__init__()
-        self.faults = faults
-        self.links = links
-
-    def event(self, event: Event) -> None:
-        super().event(event)
-        for link in self.links:
-            for number, (kind, arguments) in enumerate(self.faults, start=1):
-                if event.name == "workload_started":
-                    link.send(SetFault(number, kind, arguments, seed=number))
-                elif event.name == "workload_ended":
-                    link.send(ClearFault(number))
 
 
 def run_with(
     faults: Faults, monkeypatch: pytest.MonkeyPatch, links: frozenset[str], **plan: Any
 ) -> tuple[RunRecord, Saboteur]:
     """Run the small plan with relays in some links and faults on each of them."""
-    relays: list[Host] = []
-    add_link = Coordinator.add_link
-
-    def noted(self: Coordinator, name: str, host: Host) -> None:
-        relays.append(host)
-        add_link(self, name, host)
-
-    monkeypatch.setattr(Coordinator, "add_link", noted)
-    saboteur = Saboteur(faults, relays)
+    saboteur = Saboteur(faults, monkeypatch)
     return execute(replace(small_plan(**plan), fault_links=links), ALL_ON, 1, LIMITS, saboteur), saboteur
 
 
@@ -90,9 +63,7 @@ def test_relays_in_several_links_without_faults_change_nothing(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("blinded", ["taken", "sent"])
-def test_a_relay_that_loses_a_frame_in_silence_turns_the_run_red(
-    monkeypatch: pytest.MonkeyPatch, blinded: str
-) -> None:
+def test_a_relay_that_loses_a_frame_in_silence_turns_the_run_red(monkeypatch: pytest.MonkeyPatch, blinded: str) -> None:
     if blinded == "taken":
         monkeypatch.setattr(Stack, "passed", lambda self, frames: None)
     else:

@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from testbed.hosts.messages import ClearFault, Event, Finished, Message, SetFault, Shutdown
-from testbed.lab.errors import LabError
-from testbed.lab.fault_relay import HOST_SIDE, NETWORK_SIDE, FaultRelaySpec, directions, fault_relay_main, flat
+from testbed.lab.fault_relay import HOST_SIDE, NETWORK_SIDE, FaultRelaySpec, fault_relay_main, flat
 from testbed.lab.link import add_veth, set_address, set_offloads, set_up, wait_up
 from testbed.lab.namespace import NetworkNamespace
 from testbed.lab.packet_ring import PacketRing
@@ -262,13 +261,6 @@ def test_a_fault_no_link_can_have_is_refused(link: RelayedLink) -> None:
     eventually(lambda: not link.relay.alive)
     last = link.relay.messages()[-1]
     assert "there is no link effect 'eio_read'" in str(last)
-
-
-def test_directions() -> None:
-    assert directions({"probability": 0.5}) == (("to", "from"), {"probability": 0.5})
-    assert directions({"direction": "to"}) == (("to",), {})
-    with pytest.raises(LabError, match="direction must be"):
-        directions({"direction": "up"})
 
 
 def test_nested_counters_get_one_name_each() -> None:
