@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from testbed.nbd.export import Export
+from testbed.nbd.replies import Extent
 
 SHORTEST_SLEEP_S = 0.001
 
@@ -16,7 +17,7 @@ class PacedExport(Export):
     """`export`, with at most `bandwidth` bytes read and written a second."""
 
     def __init__(self, export: Export, bandwidth: int) -> None:
-        super().__init__(export.size, export.read_only, export.description)
+        super().__init__(export.size, export.read_only, export.description, export.block_size)
         self._export = export
         self._bandwidth = bandwidth
         self._busy_until = 0.0
@@ -48,6 +49,18 @@ class PacedExport(Export):
     def trim(self, offset: int, length: int) -> None:
         """As the export's."""
         self._export.trim(offset, length)
+
+    def write_zeroes(self, offset: int, length: int, *, hole: bool, fast: bool) -> None:
+        """As the export's: zeroes are not moved."""
+        self._export.write_zeroes(offset, length, hole=hole, fast=fast)
+
+    def cache(self, offset: int, length: int) -> None:
+        """As the export's."""
+        self._export.cache(offset, length)
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """As the export's."""
+        return self._export.extents(offset, length)
 
     def close(self) -> None:
         """As the export's."""

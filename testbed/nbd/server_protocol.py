@@ -9,20 +9,21 @@ after its payload (if any) has been thrown away, and the stream goes on. Memory 
 of at most MAX_REQUEST_LENGTH.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import NamedTuple, Protocol
 
 from testbed.nbd.constants import (
-    MAX_REQUEST_LENGTH,
+    NBD_CMD_FLAG_DF,
+    NBD_CMD_FLAG_FAST_ZERO,
     NBD_CMD_FLAG_FUA,
+    NBD_CMD_FLAG_NO_HOLE,
+    NBD_CMD_FLAG_REQ_ONE,
     NBD_REQUEST_MAGIC,
-    NBD_SIMPLE_REPLY_MAGIC,
     REQUEST,
-    SIMPLE_REPLY,
     Command,
     NbdErrno,
 )
-from testbed.nbd.server_handshake import Described, ProtocolError, ServerHandshake
+from testbed.nbd.server_handshake import Described, ProtocolError, ServerHandshake, TlsMode
 
 STAGING = 256 << 10  # bytes
 LONG_PAYLOAD = 32 << 10  # bytes; a payload this long is worth a call of its own
@@ -33,6 +34,16 @@ NBD_CMD_WRITE = int(Command.NBD_CMD_WRITE)
 NBD_CMD_DISC = int(Command.NBD_CMD_DISC)
 NBD_CMD_FLUSH = int(Command.NBD_CMD_FLUSH)
 NBD_CMD_TRIM = int(Command.NBD_CMD_TRIM)
+NBD_CMD_CACHE = int(Command.NBD_CMD_CACHE)
+NBD_CMD_WRITE_ZEROES = int(Command.NBD_CMD_WRITE_ZEROES)
+NBD_CMD_BLOCK_STATUS = int(Command.NBD_CMD_BLOCK_STATUS)
+
+WRITING = {NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES}
+WITH_PAYLOAD = {NBD_CMD_READ, NBD_CMD_WRITE}
+FLAGS = {
+    NBD_CMD_WRITE_ZEROES: NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
+    NBD_CMD_BLOCK_STATUS: NBD_CMD_FLAG_REQ_ONE,
+}  # beside NBD_CMD_FLAG_FUA, and NBD_CMD_FLAG_DF with structured replies
 
 
 class Landing(Described, Protocol):
@@ -49,10 +60,17 @@ class ExportChosen(NamedTuple):
     name: str
 
 
+class StartTls(NamedTuple):
+    """Send what there is to send in the clear, then shake hands for TLS; the stream goes on inside it."""
+
+
 class Read(NamedTuple):
+    """`whole`: with NBD_CMD_FLAG_DF the data are wanted in one chunk."""
+
     handle: int
     offset: int
     length: int
+    whole: bool = False
 
 
 class Write(NamedTuple):
@@ -75,6 +93,32 @@ class Trim(NamedTuple):
     fua: bool
 
 
+class WriteZeroes(NamedTuple):
+    """`hole`: the bytes may be given back to the storage. `fast`: refuse unless it is faster than a WRITE."""
+
+    handle: int
+    offset: int
+    length: int
+    fua: bool
+    hole: bool
+    fast: bool
+
+
+class Cache(NamedTuple):
+    handle: int
+    offset: int
+    length: int
+
+
+class BlockStatus(NamedTuple):
+    """`one`: one extent is enough."""
+
+    handle: int
+    offset: int
+    length: int
+    one: bool
+
+
 class Refused(NamedTuple):
     """To be answered with `error`, an NBD_E... number."""
 
@@ -92,26 +136,30 @@ class Violation(NamedTuple):
     reason: str
 
 
-Event = ExportChosen | Read | Write | Flush | Trim | Refused | Disconnect | Violation
-
-
-def simple_reply(handle: int, error: int = 0) -> bytes:
-    """The header that answers a request; a READ's data follows it if `error` is 0 (spec: "Simple reply message")."""
-    return SIMPLE_REPLY.pack(NBD_SIMPLE_REPLY_MAGIC, error, handle)
+Request = Read | Write | Flush | Trim | WriteZeroes | Cache | BlockStatus | Refused
+Event = ExportChosen | StartTls | Request | Disconnect | Violation
 
 
 class ServerProtocol:
-    """One connection to a server of `exports`, from the greeting on."""
+    """One connection to a server of `exports`, from the greeting on.
 
-    def __init__(self, exports: Mapping[str, Landing]) -> None:
+    `structured` tells whether replies are to be structured. `landing` gives the memory for a WRITE's payload, at first
+    the export's own; whoever carries out the requests may put another in its place.
+    """
+
+    landing: Callable[[int, int], memoryview]
+
+    def __init__(self, exports: Mapping[str, Landing], tls: TlsMode = TlsMode.NOTLS) -> None:
         self._exports = exports
-        self._handshake = ServerHandshake(exports)
+        self._handshake = ServerHandshake(exports, tls)
+        self.structured = False
         self._negotiation: Generator[int, bytes, str | None] | None = self._handshake.negotiate()
         self._needed = next(self._negotiation)
         self._closed = False
         self._size = 0
         self._read_only = False
-        self._export: Landing
+        self._unaligned = 0  # the bits that no offset and no length may have
+        self._longest = 0  # bytes of payload
         self._staging = memoryview(bytearray(STAGING))
         self._staged = 0  # bytes not yet parsed, at the start of the staging
         self._payload = self._staging[:0]  # what is still to fill of the WRITE in progress
@@ -147,6 +195,8 @@ class ServerProtocol:
             if count < payload:
                 return events
             events.append(self._write)
+            del self._write  # the payload belongs to the event, for as long as that lives
+            self._payload = self._staging[:0]
             count -= payload
         end = self._staged + count
         at = 0
@@ -173,20 +223,34 @@ class ServerProtocol:
                     self._closed = True
                     events.append(Disconnect())
                 else:
-                    self._export = self._exports[choice.value]
-                    self._size = self._export.size
-                    self._read_only = self._export.read_only
+                    self._choose(self._exports[choice.value])
                     events.append(ExportChosen(choice.value))
                 break
             except ProtocolError as error:
                 self._closed = True
                 events.append(Violation(str(error)))
                 break
+            if self._handshake.starting_tls:
+                self._handshake.starting_tls = False
+                events.append(StartTls())
+                if at < end:  # whoever put it there, it is not protected
+                    self._closed = True
+                    events[-1] = Violation("the client said more before it started TLS")
+                break
         return at
+
+    def _choose(self, export: Landing) -> None:
+        self.landing = export.landing
+        self.structured = self._handshake.structured
+        self._size = export.size
+        self._read_only = export.read_only
+        self._unaligned = export.block_size.minimum - 1
+        self._longest = export.block_size.maximum
 
     def _requests(self, at: int, end: int, events: list[Event]) -> int:
         """Parse the requests in the staging; returns up to where."""
         staging, size, unpack, header = self._staging, self._size, REQUEST.unpack_from, REQUEST.size
+        unaligned, longest = self._unaligned, self._longest
         writable = -1 if self._read_only else NBD_CMD_WRITE
         while True:
             if self._skip:
@@ -204,7 +268,7 @@ class ServerProtocol:
                 events.append(Violation(f"the client's request has the wrong magic {magic:#x}"))
                 return end
             at += header
-            plain = not flags and offset + length <= size and length <= MAX_REQUEST_LENGTH
+            plain = not flags and offset + length <= size and length <= longest and not (offset | length) & unaligned
             if plain and command == NBD_CMD_READ:
                 events.append(Read(handle, offset, length))
                 continue
@@ -215,7 +279,7 @@ class ServerProtocol:
                     if not length:
                         events.append(self._refused)
                     continue
-                landing = self._export.landing(offset, length)
+                landing = self.landing(offset, length)
                 write = Write(handle, offset, landing, flags != 0)
                 self._long = length >= LONG_PAYLOAD
                 after = at + length
@@ -228,31 +292,52 @@ class ServerProtocol:
                 events.append(write)
             elif error:
                 events.append(Refused(handle, error))
-            elif command == NBD_CMD_READ:
-                events.append(Read(handle, offset, length))
-            elif command == NBD_CMD_FLUSH:
-                events.append(Flush(handle))
-            elif command == NBD_CMD_TRIM:
-                events.append(Trim(handle, offset, length, bool(flags)))
-            else:
+            elif command == NBD_CMD_DISC:
                 self._closed = True
                 events.append(Disconnect())
                 return end
+            else:
+                events.append(_request(command, flags, handle, offset, length))
 
     def _check(self, command: int, flags: int, offset: int, length: int) -> int:
         """The NBD_E... number a request deserves, 0 if it is in order (spec: "Error values", "Request types")."""
         if command == NBD_CMD_DISC:
             return 0
-        if command not in (NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_FLUSH, NBD_CMD_TRIM):
-            return NbdErrno.NBD_EINVAL
-        if flags & ~(0 if self._read_only else NBD_CMD_FLAG_FUA):
+        if flags & ~self._permitted_flags(command):
             return NbdErrno.NBD_EINVAL
         if command == NBD_CMD_FLUSH:
             return NbdErrno.NBD_EINVAL if offset or length else 0
-        if self._read_only and command != NBD_CMD_READ:
+        if command in WRITING and self._read_only:
             return NbdErrno.NBD_EPERM
-        if command != NBD_CMD_TRIM and length > MAX_REQUEST_LENGTH:
+        if command > NBD_CMD_BLOCK_STATUS or (offset | length) & self._unaligned:
+            return NbdErrno.NBD_EINVAL
+        if command in WITH_PAYLOAD and length > self._longest:
+            return NbdErrno.NBD_EINVAL
+        if command == NBD_CMD_BLOCK_STATUS and not (self._handshake.allocation and length):
             return NbdErrno.NBD_EINVAL
         if offset + length > self._size:
-            return NbdErrno.NBD_ENOSPC if command == NBD_CMD_WRITE else NbdErrno.NBD_EINVAL
+            return NbdErrno.NBD_ENOSPC if command in (NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES) else NbdErrno.NBD_EINVAL
         return 0
+
+    def _permitted_flags(self, command: int) -> int:
+        permitted = FLAGS.get(command, 0)
+        if command == NBD_CMD_READ and self.structured:
+            permitted |= NBD_CMD_FLAG_DF
+        return permitted if self._read_only else permitted | NBD_CMD_FLAG_FUA
+
+
+def _request(command: int, flags: int, handle: int, offset: int, length: int) -> Request:
+    """The event for a request that is in order and has no payload to wait for."""
+    if command == NBD_CMD_READ:
+        return Read(handle, offset, length, bool(flags & NBD_CMD_FLAG_DF))
+    if command == NBD_CMD_FLUSH:
+        return Flush(handle)
+    fua = bool(flags & NBD_CMD_FLAG_FUA)
+    if command == NBD_CMD_TRIM:
+        return Trim(handle, offset, length, fua)
+    if command == NBD_CMD_CACHE:
+        return Cache(handle, offset, length)
+    if command == NBD_CMD_BLOCK_STATUS:
+        return BlockStatus(handle, offset, length, bool(flags & NBD_CMD_FLAG_REQ_ONE))
+    hole, fast = not flags & NBD_CMD_FLAG_NO_HOLE, bool(flags & NBD_CMD_FLAG_FAST_ZERO)
+    return WriteZeroes(handle, offset, length, fua, hole, fast)

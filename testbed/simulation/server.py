@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 from testbed.hosts.messages import Command, Finished, Message, Shutdown
 from testbed.hosts.plan import ServerPlan, SwapArea
+from testbed.nbd.connection import MAX_BATCH
 from testbed.nbd.export import Export
-from testbed.nbd.server import MAX_BATCH
+from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_protocol import Event as Request
-from testbed.nbd.server_protocol import Read, Refused, ServerProtocol, Write, simple_reply
+from testbed.nbd.server_protocol import Read, Refused, ServerProtocol, Write
 from testbed.simulation.link import Frames, LinkSpeed, Port
 from testbed.simulation.segments import Segments
 from testbed.simulation.stream_socket import StreamSocket

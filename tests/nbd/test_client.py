@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from testbed.nbd.client import NbdClient, export_information, list_exports, open_connection
 from testbed.nbd.client_handshake import ExportListed
 from testbed.nbd.client_protocol import Reply
+from testbed.nbd.connection import serve_connection
 from testbed.nbd.errors import NbdDisconnected, NbdError
 from testbed.nbd.export import FileExport, MemoryExport
-from testbed.nbd.server import ServerStatistics, serve_connection
+from testbed.nbd.transmission import ServerStatistics
 from tests.nbd.conftest import StartServer
 from tests.nbd.support import ERROR, GREETING, option_reply, reply
 

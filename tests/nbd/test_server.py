@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from testbed.nbd.client import open_connection
+from testbed.nbd.connection import serve_connection
 from testbed.nbd.errors import NbdDisconnected
 from testbed.nbd.export import MemoryExport
-from testbed.nbd.server import ServerStatistics, serve_connection
+from testbed.nbd.transmission import ServerStatistics
 from tests.nbd.conftest import StartServer
 from tests.nbd.support import FIXED_NO_ZEROES, GREETING, eventually, go, reply, request
 from tests.nbd.test_client import PAGE, complete, connect, pages

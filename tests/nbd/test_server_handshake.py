@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.nbd.block_size import DEFAULT_BLOCK_SIZE, BlockSize
 from testbed.nbd.server_protocol import Disconnect, ExportChosen, Flush, ServerProtocol, Violation
 from tests.nbd.support import (
     ERROR,
@@ -24,8 +25,9 @@ from tests.nbd.support import (
     split,
 )
 
-WRITABLE = 1 | 4 | 8 | 32 | 256  # HAS_FLAGS, SEND_FLUSH, SEND_FUA, SEND_TRIM, CAN_MULTI_CONN
-READ_ONLY = 1 | 2 | 4 | 256
+CACHE, FAST_ZERO = 1 << 10, 1 << 11
+WRITABLE = 1 | 4 | 8 | 32 | 64 | 256 | CACHE | FAST_ZERO  # HAS_FLAGS, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN
+READ_ONLY = 1 | 2 | 4 | 256 | CACHE
 
 
 @dataclass
@@ -33,6 +35,7 @@ class Disk:
     size: int = 1 << 20
     read_only: bool = False
     description: str = ""
+    block_size: BlockSize = DEFAULT_BLOCK_SIZE
 
     def landing(self, offset: int, length: int) -> memoryview:
         return memoryview(bytearray(length))
@@ -121,8 +124,10 @@ def kind_of(answer: bytes) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("sent", "error"),
     [
-        (option(5), 1),  # NBD_OPT_STARTTLS
-        (option(8), 1),  # NBD_OPT_STRUCTURED_REPLY
+        (option(5), 2),  # NBD_OPT_STARTTLS: no certificates
+        (option(8, b"x"), 3),
+        (option(9, struct.pack(">LL", 0, 0)), 3),  # no structured replies yet
+        (option(4), 1),  # NBD_OPT_PEEK_EXPORT, which was withdrawn
         (option(4242, b"what?"), 1),
         (option(3, b"x"), 3),
         (option(7), 3),
@@ -158,7 +163,7 @@ def test_refusals_leave_the_client_haggling(sent: bytes, error: int) -> None:
         FIXED + option(7, length=(1 << 20) + 1),
         FIXED + option(3, length=0xFFFFFFFF),
         bytes(4) + option(3),  # replies to options exist only in the fixed newstyle handshake
-        FIXED + option(9) * 64,
+        FIXED + option(99) * 64,
     ],
 )
 def test_clients_that_are_hung_up_on(sent: bytes) -> None:
@@ -182,7 +187,7 @@ def test_a_server_without_exports_knows_none() -> None:
 
 
 conversations = st.lists(
-    st.sampled_from([option(3), option(9, b"huh"), go(b"no"), go(b"swap", 1, 3, number=6), option(99, bytes(9000))]),
+    st.sampled_from([option(3), option(98, b"huh"), go(b"no"), go(b"swap", 1, 3, number=6), option(99, bytes(9000))]),
     max_size=8,
 ).flatmap(lambda parts: st.sampled_from([go(), go("rö".encode(), 2), option(1), option(2), b"garbage" * 9]).map(
     lambda end: b"".join([FIXED, *parts, end])

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.nbd.block_size import BlockSize
+from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_protocol import (
     Disconnect,
     Event,
@@ -17,12 +19,11 @@ from testbed.nbd.server_protocol import (
     Trim,
     Violation,
     Write,
-    simple_reply,
 )
 from tests.nbd.support import FIXED, cuts, feed, feed_parts, go, reply, request, split
 
 SIZE = 1 << 20
-READ, WRITE, DISC, FLUSH, TRIM = range(5)
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
 EPERM, EINVAL, ENOSPC = 1, 22, 28
 LIMIT = 32 << 20
 
@@ -31,6 +32,7 @@ class Disk:
     """An export whose landings are its memory."""
 
     description = ""
+    block_size = BlockSize()
 
     def __init__(self, size: int = SIZE, read_only: bool = False) -> None:
         self.size = size
@@ -94,7 +96,12 @@ def test_nothing_is_parsed_after_disconnect() -> None:
         (request(TRIM, 7, 0, 1, flags=0x8000), EINVAL),
         (request(FLUSH, 7, 1), EINVAL),
         (request(FLUSH, 7, 0, 1), EINVAL),
-        (request(6, 7, 0, 512), EINVAL),  # NBD_CMD_WRITE_ZEROES was not offered
+        (request(WRITE_ZEROES, 7, SIZE, 512), ENOSPC),
+        (request(WRITE_ZEROES, 7, 0, 512, flags=4), EINVAL),
+        (request(CACHE, 7, SIZE, 1), EINVAL),
+        (request(CACHE, 7, 0, 1, flags=2), EINVAL),
+        (request(BLOCK_STATUS, 7, 0, 1), EINVAL),  # no metadata context was selected
+        (request(READ, 7, 0, 1, flags=4), EINVAL),  # NBD_CMD_FLAG_DF needs structured replies
         (request(0xFFFF, 7), EINVAL),
     ],
 )
