@@ -12,10 +12,12 @@ import itertools
 from dataclasses import replace
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
-from testbed.experiment.faults.kinds import MEMORY
+from testbed.experiment.faults.kinds import MEMORY, layer_of
+from testbed.experiment.faults.step import Step
 from testbed.experiment.plan import FloodPlan, Plan
 from testbed.experiment.preflight import real_memory
 from testbed.hosts.emulated_client import SAMPLE_INTERVAL
+from testbed.hosts.messages import SetFault
 from testbed.hosts.plan import ClientPlan, ServerPlan, SwapArea
 from testbed.hosts.swap_client import GC_THRESHOLDS
 from testbed.hosts.workload import STAMP
@@ -25,7 +27,7 @@ from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.export import Export, MemoryExport
 from testbed.simulation.client import SimulatedClient
 from testbed.simulation.edge import SimulatedEdge
-from testbed.simulation.fault_relay import SimulatedFaultRelay
+from testbed.simulation.fault_relay import SimulatedFaultRelay, simulated_effects
 from testbed.simulation.link import LinkSpeed, Port
 from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour, neighbour_port
 from testbed.simulation.reduced import ReducedExport
@@ -38,6 +40,7 @@ SPEED = LinkSpeed()
 WHOLE_PAGES_UP_TO = 2 << 30
 """Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
 SIMULATED_FAULTS = frozenset({*MEMORY, "stop_reading"})
+"""Besides those of links that do not look into frames."""
 CLIENTS_SAMPLED_OFTEN = 10
 SLOWEST_SAMPLES_S = 0.5
 """With more clients than this samples come less often, but at least so often."""
@@ -68,8 +71,7 @@ def _check(plan: Plan) -> None:
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
     for step in plan.schedule:
-        if step.kind not in SIMULATED_FAULTS:
-            raise LabError(f"the simulator has no {step.kind}, which {step.target} is to have: run it for real")
+        _check_fault(step)
     for client in plan.clients:
         if client.host != "emulated":
             raise LabError(f"a real kernel cannot be simulated: {client.name} must be emulated")
@@ -77,6 +79,16 @@ def _check(plan: Plan) -> None:
             raise LabError(f"the simulator has no TCP bystanders, which {client.name} has: run it for real")
         if client.neighbour_timeout is not None:
             raise LabError(f"the simulator has no neighbour_timeout, which {client.name} has: run it for real")
+
+
+def _check_fault(step: Step) -> None:
+    if step.action == "set" and layer_of(step.kind) == "link":
+        try:
+            simulated_effects(SetFault(step.number, step.kind, step.arguments, step.seed))
+        except ValueError as error:
+            raise LabError(str(error)) from None
+    elif layer_of(step.kind) != "link" and step.kind not in SIMULATED_FAULTS:
+        raise LabError(f"the simulator has no {step.kind}, which {step.target} is to have: run it for real")
 
 
 class _VirtualClock:

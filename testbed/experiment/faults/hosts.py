@@ -51,6 +51,11 @@ class Hosts:
     def _link(self, name: str, _: str) -> str | None:
         return None
 
+    def _storage(self, name: str, _: str) -> str | None:
+        if name not in self.servers:
+            return "it is not a server"
+        return None if self.servers[name].program == "builtin" else "only our own server has storage faults"
+
     def _process(self, name: str, kind: str) -> str | None:
         if kind == "stop_reading":
             return self._memory(name, kind) or self._bystanders(name)
@@ -78,4 +83,4 @@ class Hosts:
         return None if self.ports(name) else "nobody reads from any of its bystanders"
 
 
-_OBSTACLES = {"link": Hosts._link, "process": Hosts._process, "memory": Hosts._memory}
+_OBSTACLES = {"link": Hosts._link, "storage": Hosts._storage, "process": Hosts._process, "memory": Hosts._memory}

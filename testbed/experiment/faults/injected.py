@@ -27,6 +27,8 @@ MOST_NAMED = 6
 PHRASES = {
     "partition": "the link of {target} was partitioned",
     "kill": "{target} was killed",
+    "hang": "{target} answered nothing",
+    "stall": "{target} stalled",
     "pause": "{target} was paused",
     "stop_reading": "nobody read from sockets of {target}",
     "min_free_kbytes": "min_free_kbytes of {target} was {kbytes}",
@@ -57,8 +59,9 @@ class Injected:
 
     @property
     def over(self) -> float:
-        """When it ended; never, if it did not."""
-        return float("inf") if self.ended is None else self.ended
+        """When it ended; never, if it did not. A stall ends by itself."""
+        ended = float("inf") if self.ended is None else self.ended
+        return min(ended, self.began + self.step.arguments.get("seconds", 1.0)) if self.step.kind == "stall" else ended
 
     @property
     def felt_until(self) -> float:

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 from testbed.experiment.faults.step import BadSchedule, Layer
 from testbed.lab.effects import EFFECTS
-from testbed.lab.effects import numbers_of as link_numbers
+from testbed.lab.effects.link_faults import effects_of
+from testbed.nbd import faults as storage
 
 DATA = ("kept", "lost")
-DIRECTIONS = ("both", "to", "from")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,6 @@ def _check_count(value: object, what: str, most: int) -> None:
         raise ValueError(f"{what} must be a whole number from 1 to {most}, not {value!r}")
 
 
-def _link(kind: str, arguments: Mapping[str, Any]) -> None:
-    numbers = dict(arguments)
-    direction = numbers.pop("direction", "both")
-    if direction not in DIRECTIONS:
-        raise ValueError(f"{kind}: direction must be one of {', '.join(DIRECTIONS)}, not {direction!r}")
-    link_numbers(kind, numbers)
-
-
 def _own(kind: str, arguments: Mapping[str, Any]) -> None:
     try:
         OWN[kind](**arguments)
@@ -88,8 +80,18 @@ def _own(kind: str, arguments: Mapping[str, Any]) -> None:
 PROCESS: dict[str, type] = {"kill": Kill, "pause": Pause, "stop_reading": StopReading}
 MEMORY: dict[str, type] = {"min_free_kbytes": MinFreeKbytes, "memory_taken": MemoryTaken}
 OWN = PROCESS | MEMORY
-KINDS: dict[Layer, Mapping[str, type]] = {"link": EFFECTS, "process": PROCESS, "memory": MEMORY}
-CHECKS: dict[Layer, Callable[[str, Mapping[str, Any]], object]] = {"link": _link, "process": _own, "memory": _own}
+KINDS: dict[Layer, Mapping[str, type]] = {
+    "link": EFFECTS,
+    "storage": storage.FAULTS,
+    "process": PROCESS,
+    "memory": MEMORY,
+}
+CHECKS: dict[Layer, Callable[[str, dict[str, Any]], object]] = {
+    "link": lambda kind, arguments: effects_of(kind, arguments, 0),
+    "storage": lambda kind, arguments: storage.make(kind, arguments, 0),
+    "process": _own,
+    "memory": _own,
+}
 LAYERS: tuple[Layer, ...] = tuple(KINDS)
 BLOCKING: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "kill": lambda _: True,
@@ -98,6 +100,8 @@ BLOCKING: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "loss": lambda numbers: numbers["probability"] == 1,
     "every_nth": lambda numbers: numbers["n"] == 1,
     "flap": lambda numbers: numbers.get("down") == 1,
+    "hang": lambda numbers: not numbers,
+    "stall": lambda numbers: not set(numbers) - {"seconds"},
 }
 """Kinds under which no swap request of the host, or of its clients, can complete, and with which numbers."""
 
@@ -114,7 +118,7 @@ def layer_of(kind: str) -> Layer:
 def check_arguments(kind: str, arguments: Mapping[str, Any]) -> None:
     """Raises BadSchedule for numbers that the kind does not take."""
     try:
-        CHECKS[layer_of(kind)](kind, arguments)
+        CHECKS[layer_of(kind)](kind, dict(arguments))
     except (TypeError, ValueError) as error:
         raise BadSchedule(str(error)) from None
 

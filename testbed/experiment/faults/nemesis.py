@@ -16,6 +16,7 @@ from testbed.experiment.faults.hosts import Hosts
 from testbed.experiment.faults.kinds import KINDS, LAYERS, layer_of
 from testbed.experiment.faults.step import BadSchedule, Layer, Schedule, Step, numbered
 from testbed.experiment.plan import Plan
+from testbed.nbd.faults.disconnect import POINTS
 
 SHORTEST_S, LONGEST_S = 0.1, 3.0
 """How long one fault lasts."""
@@ -105,6 +106,24 @@ def _kill(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
     return {"data": "kept" if hosts.has_file(target) else data} if target in hosts.servers else {}
 
 
+def _once(random: Random, _hosts: Hosts, _target: str) -> dict[str, Any]:
+    """One request somewhere: the connection does not survive it."""
+    return {"after": random.randint(0, 500), "times": 1}
+
+
+def _garbled_reply(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
+    return {"part": random.choice(("magic", "data"))} | _once(random, hosts, target)
+
+
+def _disconnect(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
+    return {"point": random.choice(POINTS)} | _once(random, hosts, target)
+
+
+def _torn_write(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
+    fraction = round(random.uniform(0.0, 0.9), 3)
+    return {"fraction": fraction, "told": random.choice(("error", "success"))} | _once(random, hosts, target)
+
+
 def _min_free_kbytes(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
     usual = hosts.clients[target].min_free_kbytes
     return {"kbytes": max(1, round(usual * random.choice((0.25, 0.5, 2, 4))))}
@@ -127,6 +146,19 @@ ARGUMENTS: dict[str, Numbers] = {
     "truncate": _uniform(probability=(0.001, 0.05)),
     "flap": _uniform(period=(0.1, 1.0), down=(0.1, 0.9)),
     "mtu": _whole(mtu=(576, 1400)),
+    "eio_read": _uniform(probability=(0.001, 0.05)),
+    "eio_write": _uniform(probability=(0.001, 0.3)),
+    "eio_flush": _uniform(probability=(0.1, 1.0)),
+    "enospc": _uniform(probability=(0.001, 0.3)),
+    "slow": _uniform(seconds=(0.0, 0.02), jitter=(0.0, 0.02)),
+    "stall": _uniform(seconds=(0.1, 2.0)),
+    "short_reply": _once,
+    "garbled_reply": _garbled_reply,
+    "wrong_handle": _once,
+    "out_of_order": _uniform(probability=(0.1, 1.0)),
+    "twice": _once,
+    "disconnect": _disconnect,
+    "torn_write": _torn_write,
     "kill": _kill,
     "stop_reading": _port,
     "min_free_kbytes": _min_free_kbytes,
