@@ -413,6 +413,8 @@ class Topology:
 
         `until` is when a fault that is set ends again.
         """
+        if not hasattr(fault, "step"):
+            raise TopologyError(f"{self.name}: {fault!r} is not a fault: take one from link_of, process_of, ...")
         self.steps.append(fault.step(_moment(seconds, self.name)))
         if until is not None:
             if not seconds < _moment(until, self.name):

@@ -106,6 +106,11 @@ def _kill(random: Random, hosts: Hosts, target: str) -> dict[str, Any]:
     return {"data": "kept" if hosts.has_file(target) else data} if target in hosts.servers else {}
 
 
+def _match_loss(random: Random, _hosts: Hosts, _target: str) -> dict[str, Any]:
+    length = random.choice(({"smallest": 1000}, {"largest": 100}))
+    return {"probability": round(random.uniform(0.01, 0.5), 3), **length}
+
+
 def _once(random: Random, _hosts: Hosts, _target: str) -> dict[str, Any]:
     """One request somewhere: the connection does not survive it."""
     return {"after": random.randint(0, 500), "times": 1}
@@ -139,7 +144,7 @@ ARGUMENTS: dict[str, Numbers] = {
     "loss": _uniform(probability=(0.001, 0.3)),
     "burst_loss": _uniform(p=(0.001, 0.02), r=(0.05, 0.5)),
     "every_nth": _whole(n=(2, 200)),
-    "match_loss": _uniform(probability=(0.01, 0.5)),
+    "match_loss": _match_loss,
     "duplicate": _uniform(probability=(0.01, 0.5)),
     "reorder": _uniform(seconds=(0.001, 0.05), probability=(0.1, 0.9)),
     "corrupt": _uniform(probability=(0.001, 0.05)),
