@@ -1,9 +1,9 @@
 """Soak: random faults on real sockets, seed after seed.
 
-`sudo scripts/nemesis [--seeds 0-29] [--seconds S] [--layers all|link,...] [--out DIR]`. Every seed is one run of a small
-flooded client with the faults drawn from that seed. A run may fail if the verdict says why. It must not end in `error`,
-lose count of frames or pages, hold a wrong page that no fault explains, or leave a process, a namespace or a mount
-behind. Status 0: none did; 1: one did.
+`sudo scripts/nemesis [--seeds 0-29] [--seconds S] [--layers all|link,...] [--out DIR]`. Every seed is one run of a
+small flooded client with the faults drawn from that seed. A run may fail if the verdict says why. It must not end in
+`error`, lose count of frames or pages, hold a wrong page that no fault explains, or leave a process or a mount behind
+(a namespace that stays is an error). Status 0: none did; 1: one did.
 """
 
 from __future__ import annotations

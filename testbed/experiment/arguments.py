@@ -113,11 +113,11 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
     parser.add_argument("--tasks", type=count(1), metavar="N", help="tasks of each client")
     parser.add_argument(
-        "--time-limit", type=_duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
+        "--time-limit", type=duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
     )
     parser.add_argument(
         "--stall-limit",
-        type=_duration,
+        type=duration,
         default=STALL_LIMIT_S,
         metavar="S",
         help="how long swap may stand still (default %(default)s s)",
@@ -143,7 +143,7 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
         help=f"random faults, drawn from the seed: all (default), or some of {', '.join(LAYERS)}",
     )
     parser.add_argument(
-        "--nemesis-duration", type=_duration, default=NEMESIS_S, metavar="S", help="(default %(default)s s)"
+        "--nemesis-duration", type=duration, default=NEMESIS_S, metavar="S", help="(default %(default)s s)"
     )
     parser.add_argument("--nemesis-faults", type=count(1), metavar="N", help="how many (default: 0.6 a second)")
 
@@ -236,14 +236,15 @@ def count(least: int) -> Any:
     return parse
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """Seconds, more than 0."""
     try:
-        duration = float(text)
+        seconds = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 < duration < 1e6:
+    if not 0 < seconds < 1e6:
         raise argparse.ArgumentTypeError(f"must be more than 0 seconds and less than a million, not {text}")
-    return duration
+    return seconds
 
 
 def numbers(text: str) -> tuple[int, ...]:

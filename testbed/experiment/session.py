@@ -12,6 +12,7 @@ from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
+from testbed.experiment.faults.injected import remarks
 from testbed.experiment.faults.recorded import as_plain
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.link_accounts import link_frames
@@ -141,7 +142,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         faults=fault_results(plan.schedule, record.evidence.faults),
         schedule=as_plain(plan.schedule),
         links={name: link_frames(report) for name, report in record.evidence.links.items()},
-        warnings=[*plan.warnings, *without_base(options.patches)],
+        warnings=[*plan.warnings, *without_base(options.patches), *remarks(plan.schedule, record.evidence.faults)],
         topology=plan.name,
         version=project_version(),
         simulated=record.simulated,

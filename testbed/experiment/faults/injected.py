@@ -20,7 +20,7 @@ from itertools import pairwise
 from typing import Any
 
 from testbed.experiment.faults.kinds import blocks, layer_of
-from testbed.experiment.faults.step import Step
+from testbed.experiment.faults.step import Schedule, Step
 
 TCP_RTO_MAX = 120.0
 MOST_NAMED = 6
@@ -42,7 +42,7 @@ Span = tuple[float, float]
 class Injected:
     """A fault that was set: the step that set it, from when to when it acted (None: it never ended), what it did.
 
-    `to_end` says that the schedule ends it. Times are on the clock of the run, whose workload began at `started`.
+    `to_end` says that the schedule ends it, `confirmed` that its target said it had set it. Times are on the clock of the run, whose workload began at `started`.
     """
 
     step: Step
@@ -50,6 +50,7 @@ class Injected:
     began: float
     to_end: bool
     ended: float | None = None
+    confirmed: bool = False
     did: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,6 +92,18 @@ def held_until(faults: Iterable[Injected], moved: float) -> float:
         (fault.felt_until for fault in faults if fault.blocks and fault.to_end and fault.over >= moved),
         default=float("-inf"),
     )
+
+
+def remarks(schedule: Schedule, faults: Sequence[Injected]) -> list[str]:
+    """Lines about the faults that did not happen, or of which nobody said that they did."""
+    planned = len({step.number for step in schedule})
+    missing = planned - len(faults)
+    lines = [f"{missing} of {planned} faults did not happen: the workload was over before"] if missing else []
+    return lines + [
+        f"{fault.step.target} never confirmed fault {fault.step.number} ({fault.step.kind})"
+        for fault in faults
+        if not fault.confirmed
+    ]
 
 
 def named(faults: Sequence[Injected]) -> str:

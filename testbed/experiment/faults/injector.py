@@ -86,6 +86,7 @@ class Injector:
         """A host answers: whatever numbers it gives tell what the fault did."""
         fault = self.injected.get(event.fields.get("number", 0))
         if event.name in ANSWERS and fault is not None:
+            fault.confirmed = True
             fault.did |= {name: value for name, value in event.fields.items() if name != "number"}
 
 
