@@ -42,7 +42,8 @@ Span = tuple[float, float]
 class Injected:
     """A fault that was set: the step that set it, from when to when it acted (None: it never ended), what it did.
 
-    `to_end` says that the schedule ends it, `confirmed` that its target said it had set it. Times are on the clock of the run, whose workload began at `started`.
+    `to_end` says that the schedule ends it, `confirmed` that its target has answered. Times are on the clock of the
+    run, whose workload began at `started`.
     """
 
     step: Step
