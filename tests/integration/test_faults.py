@@ -15,12 +15,12 @@ from testbed.experiment.live import NoView
 from testbed.experiment.result import Result
 from testbed.experiment.topology import Topology
 from tests.experiment.faults.faulty import MIB, faulty
-from tests.integration.small_run import mounts
+from tests.integration.small_run import network_namespaces
 from tests.integration.test_no_trace import children
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
-STALL_LIMIT = "4"
+STALL_LIMIT = "3"
 
 
 def options(out: Path, *words: str) -> RunOptions:
@@ -28,10 +28,10 @@ def options(out: Path, *words: str) -> RunOptions:
 
 
 def run(out: Path, topology: Topology, *words: str) -> Result:
-    mounted, family = mounts(), set(children(os.getpid()))
+    namespaces, family = network_namespaces([os.getpid()]), set(children(os.getpid()))
     result = run_once(topology, options(out, "--seed", "3", *words), NoView())
     assert set(children(os.getpid())) == family
-    assert mounts() == mounted
+    assert network_namespaces([os.getpid()]) == namespaces
     return result
 
 
@@ -46,16 +46,16 @@ def slow(declare: Callable[..., Any]) -> Topology:
 
 def test_a_host_that_is_paused_for_longer_than_the_stall_limit_goes_on(tmp_path: Path) -> None:
     def declare(topology: Any, server: Any, client: Any, noise: Any) -> None:
-        topology.at(0.5, topology.process_of(server).pause(), until=5.5)
-        topology.at(6.0, topology.process_of(client).pause(), until=11.0)
-        topology.at(11.5, topology.process_of(noise).pause(), until=12.0)
+        topology.at(0.3, topology.process_of(server).pause(), until=3.8)
+        topology.at(4.0, topology.process_of(client).pause(), until=7.5)
+        topology.at(7.6, topology.process_of(noise).pause(), until=7.8)
 
     result = run(tmp_path / "run", slow(declare))
     assert [fault.cleared_at is not None for fault in result.faults] == [True] * 3
     assert result.swap.max_gap_s > float(STALL_LIMIT)
     progress = next(check for check in result.checks if check.name == "progress")
     assert progress.ok, progress.evidence
-    assert "server was paused from 0.5 to 5.5 s" in progress.evidence
+    assert "server was paused from 0.3 to 3.8 s" in progress.evidence
     assert checks(result)["conservation"]
     assert checks(result)["canary after"]
 

@@ -22,7 +22,7 @@ def faulty(
     swapping = topology.add(SwapClient("client", swap=serving, **settings | client))
     noise = topology.add(Neighbour("noise"))
     topology.connect(serving, swapping, noise)
-    topology.workload(swapping, LinearTouch(processes=8))
+    topology.workload(swapping, LinearTouch(processes=8, total="32M"))
     topology.flood(noise, swapping, UdpFlood(pps=5_000, size=1000))
     if declare is not None:
         declare(topology, serving, swapping, noise)
