@@ -8,14 +8,16 @@ import struct
 import threading
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from multiprocess.connection import Connection
 
-from testbed.hosts.messages import Finished, Ready, Sample, Shutdown
+from testbed.hosts.messages import ClearFault, Event, Finished, Ready, Sample, SetFault, Shutdown
 from testbed.hosts.paced_export import PacedExport
 from testbed.hosts.plan import ServerPlan, SwapArea
 from testbed.lab.errors import LabError
 from testbed.nbd.export import Export, FileExport, MemoryExport
+from testbed.nbd.faults import make
 from testbed.nbd.server import NbdServer
 
 SAMPLE_INTERVAL = 0.1
@@ -33,13 +35,35 @@ def nbd_host_main(channel: Connection, spec: NbdHostSpec) -> None:
     with contextlib.ExitStack() as stack:
         servers = [stack.enter_context(_serving(area)) for area in spec.plan.areas]
         channel.send(Ready(spec.plan.name, {"ports": [area.port for area in spec.plan.areas]}))
-        while not _told_to_stop(channel):
+        while not _told_to_stop(channel, spec.plan.name, servers):
             channel.send(Sample(spec.plan.name, time.monotonic(), _counters(servers)))
     channel.send(Finished(spec.plan.name, {"counters": _counters(servers)}))
 
 
-def _told_to_stop(channel: Connection) -> bool:
-    return bool(channel.poll(SAMPLE_INTERVAL)) and isinstance(channel.recv(), Shutdown)
+def _told_to_stop(channel: Connection, host: str, servers: list[NbdServer]) -> bool:
+    """Obey what comes until it is time for a sample. Raises LabError for a fault that does not exist."""
+    due = time.monotonic() + SAMPLE_INTERVAL
+    while channel.poll(max(0.0, due - time.monotonic())):
+        match channel.recv():
+            case Shutdown():
+                return True
+            case SetFault(number, kind, arguments, seed):
+                _set_fault(servers, number, kind, arguments, seed)
+                channel.send(Event(host, time.monotonic(), "fault_set", {"number": number}))
+            case ClearFault(number):
+                for server in servers:
+                    server.faults.clear(number)
+                channel.send(Event(host, time.monotonic(), "fault_cleared", {"number": number}))
+    return False
+
+
+def _set_fault(servers: list[NbdServer], number: int, kind: str, arguments: dict[str, Any], seed: int) -> None:
+    """The same fault on every area, each with random numbers of its own."""
+    try:
+        for area, server in enumerate(servers):
+            server.faults.set(number, make(kind, arguments, seed + area))
+    except ValueError as error:
+        raise LabError(str(error)) from error
 
 
 @contextlib.contextmanager
@@ -85,4 +109,6 @@ def _counters(servers: list[NbdServer]) -> dict[str, int]:
         statistics = server.statistics()
         for name in statistics.__slots__:
             totals[name] = totals.get(name, 0) + getattr(statistics, name)
+        for name, count in server.faults.counts().items():
+            totals[name] = totals.get(name, 0) + count
     return totals

@@ -18,7 +18,7 @@ DEFAULT_LIMIT = 1 << 30  # bytes
 
 
 class PayloadMemory:
-    """At most `limit` bytes in long buffers, where none is longer than `longest`; one connection may always have some."""
+    """At most `limit` bytes in long buffers, where none is longer than `longest`; one connection always may."""
 
     def __init__(self, limit: int = DEFAULT_LIMIT, longest: int = MAX_REQUEST_LENGTH) -> None:
         self.turns = max(1, limit // (BUFFERS * longest + GATHERED))

@@ -18,7 +18,7 @@ from testbed.nbd.faults.active import ActiveFaults
 from testbed.nbd.server_handshake import TlsMode
 from testbed.nbd.transmission import ServerStatistics
 
-MAX_CONNECTIONS = 256
+CLIENTS_MAX = 256
 DRAIN_TIMEOUT = 0.5  # seconds in which a server that stops answers what it was asked already
 STOP_TIMEOUT = 2.0  # seconds
 
@@ -31,7 +31,7 @@ class Access:
     socket have no address), and with `tls` as `tls_mode` says.
     """
 
-    clients_max: int = MAX_CONNECTIONS
+    clients_max: int = CLIENTS_MAX
     networks: Sequence[Network] = ()
     tls_mode: TlsMode = TlsMode.NOTLS
     tls: ssl.SSLContext | None = None

@@ -42,7 +42,7 @@ NBD_ERRORS = {
 
 @dataclass(slots=True)
 class ServerStatistics:
-    """Counts since the server began: requests carried out, by kind, and `errors`, the requests answered with an error."""
+    """Counts since the server began: requests carried out, by kind, and `errors`, those answered with an error."""
 
     connections: int = 0
     reads: int = 0

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from testbed.nbd.export import Export, MemoryExport
 from testbed.nbd.programs import ServerCommand
 from testbed.nbd.server import NbdServer
+from tests.nbd.certificates import make_certificates
 from tests.nbd.support import eventually
 
 settings.register_profile("nbd", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # machines may be busy
@@ -60,6 +61,14 @@ def memory_server(start_server: StartServer) -> tuple[MemoryExport, Path]:
     export = MemoryExport(8 << 20)
     _, path = start_server({"swap": export})
     return export, path
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a certificate authority, a server's certificate and a client's."""
+    directory = tmp_path_factory.mktemp("tls") / "pki"
+    make_certificates(directory)
+    return directory
 
 
 @pytest.fixture

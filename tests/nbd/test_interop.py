@@ -1,13 +1,16 @@
 """Our server with other people's clients, and our client with other people's servers."""
 
 import json
+import os
 import random
+import shutil
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from testbed.nbd.block_size import BlockSize
 from testbed.nbd.client import export_information, list_exports, open_connection
 from testbed.nbd.errors import NbdError
 from testbed.nbd.export import FileExport, MemoryExport
@@ -18,6 +21,7 @@ from tests.nbd.test_client import PAGE, complete, pages
 from tests.nbd.test_serve import StartServe, ready
 
 Memory = tuple[MemoryExport, Path]
+SYSTEM_PYTHON = "/usr/bin/python3"  # Debian's python3-libnbd is for it alone
 
 
 def run(*argv: str | Path) -> str:
@@ -38,8 +42,10 @@ def test_nbdinfo(start_server: StartServer, tmp_path: Path) -> None:
     file = FileExport(disk, read_only=True)
     _, path = start_server({"swap": MemoryExport(8 << 20), "disk": file})
     (told,) = json.loads(run("nbdinfo", "--json", uri(path)))["exports"]
-    expected = {"export-size": 8 << 20, "can_flush": True, "can_fua": True, "can_trim": True, "can_multi_conn": True}
-    assert told | expected | {"is_read_only": False, "block_size_maximum": 32 << 20} == told
+    abilities = ("cache", "df", "fast_zero", "flush", "fua", "multi_conn", "trim", "zero")
+    expected = {"export-size": 8 << 20, "is_read_only": False, "contexts": ["base:allocation"]}
+    sizes = {"block_size_minimum": 1, "block_size_preferred": 4096, "block_size_maximum": 32 << 20}
+    assert told | expected | sizes | {f"can_{ability}": True for ability in abilities} == told
     listed = json.loads(run("nbdinfo", "--json", "--list", uri(path, "")))["exports"]
     names = {one["export-name"]: (one["export-size"], one["is_read_only"]) for one in listed}
     assert names == {"swap": (8 << 20, False), "disk": (1 << 20, True)}
@@ -95,6 +101,149 @@ def test_fio_verifies(memory_server: Memory, block: str) -> None:
         *("--rw=randwrite", "--iodepth=16", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--randseed=1"),
         *("--trim_percentage=10", "--verify_state_save=0"),
     )
+
+
+@pytest.mark.program("nbdinfo")
+def test_nbdinfo_sees_the_holes_of_a_file(start_server: StartServer, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    with disk.open("wb") as file:
+        file.truncate(1 << 20)
+        file.seek(256 << 10)
+        file.write(b"x" * (64 << 10))
+    _, path = start_server({"swap": FileExport(disk)})
+    extents = json.loads(run("nbdinfo", "--json", "--map", uri(path)))
+    assert [(one["length"], one["type"]) for one in extents] == [(256 << 10, 3), (64 << 10, 0), (704 << 10, 3)]
+
+
+@pytest.mark.program("nbdcopy")
+@pytest.mark.parametrize("connections", [1, 4])
+def test_nbdcopy_keeps_a_sparse_file_sparse(start_server: StartServer, tmp_path: Path, connections: int) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for file in (source, target):
+        file.touch()
+        os.truncate(file, 64 << 20)
+    with source.open("r+b") as file:
+        for at in range(0, 64, 8):
+            file.seek(at << 20)
+            file.write(random.Random(at).randbytes(100_000))
+    _, path = start_server({"source": FileExport(source, read_only=True), "target": FileExport(target)})
+    run("nbdcopy", f"--connections={connections}", uri(path, "source"), uri(path, "target"))
+    assert target.read_bytes() == source.read_bytes()
+    assert target.stat().st_blocks * 512 < 4 << 20
+
+
+@pytest.mark.program("qemu-io")
+def test_qemu_io_zeroes(memory_server: Memory) -> None:
+    export, path = memory_server
+    export.write(0, b"x" * export.size)
+    told = run(
+        *("qemu-io", "-f", "raw", "-t", "none", "-c", "write -z 4k 8k", "-c", "write -z -u -f 64k 1M", "-c", "map"),
+        uri(path),
+    )
+    assert "8 MiB (0x800000) bytes" in told
+    for start, end in ((4 << 10, 12 << 10), (64 << 10, 1088 << 10)):
+        assert bytes(export.memory[start - 1 : start + 1]) == b"x\0"
+        assert bytes(export.memory[end - 1 : end + 1]) == b"\0x"
+
+
+@pytest.mark.program("qemu-io")
+def test_qemu_io_on_a_read_only_export(start_server: StartServer) -> None:
+    _, path = start_server({"swap": MemoryExport(1 << 20, read_only=True)})
+    assert "verification failed" not in run("qemu-io", "-r", "-f", "raw", "-c", "read -P 0 0 1M", uri(path))
+    refused = subprocess.run(["qemu-io", "-f", "raw", "-c", "write 0 4k", uri(path)], capture_output=True, check=False)
+    assert b"read-only" in refused.stderr + refused.stdout
+
+
+@pytest.mark.program("qemu-io")
+def test_qemu_keeps_to_the_block_sizes(start_server: StartServer) -> None:
+    """Requests that do not fit are made of ones that do: the server would refuse others."""
+    export = MemoryExport(1 << 20, block_size=BlockSize(4096, 4096, 64 << 10))
+    server, path = start_server({"swap": export})
+    run("qemu-io", "-f", "raw", "-t", "none", "-c", "write -P 7 512 1000", "-c", "write -P 8 64k 512k", uri(path))
+    assert bytes(export.memory[511:1513]) == b"\0" + b"\7" * 1000 + b"\0"
+    assert server.statistics().errors == 0
+
+
+@pytest.mark.program("fio")
+def test_fio_with_several_jobs(memory_server: Memory) -> None:
+    jobs = ("--numjobs=4", "--size=2m", "--offset_increment=2m", "--rw=randrw", "--bs=4k", "--iodepth=8")
+    run("fio", "--name=verify", "--ioengine=nbd", f"--uri={uri(memory_server[1])}", *jobs, "--verify=crc32c")
+
+
+def libnbd_table(*arguments: str | Path) -> dict[str, str]:
+    """What libnbd, strict mode off, made of each operation."""
+    if subprocess.run([SYSTEM_PYTHON, "-c", "import nbd"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{SYSTEM_PYTHON} has no nbd module: apt install python3-libnbd")
+    told = run(SYSTEM_PYTHON, Path(__file__).with_name("libnbd_table.py"), *arguments)
+    return dict(line.split(": ", 1) for line in told.splitlines())
+
+
+ANYWHERE = {
+    **dict.fromkeys(("structured", "multi_conn", "df", "fast_zero", "cache", "read", "zeroed", "still alive"), "True"),
+    **{"size": str(8 << 20), "minimum": "1", "whole": "[(0, 12288, 1)]"},
+    **dict.fromkeys(("read beyond", "trim beyond", "cache beyond", "unknown flag"), "EINVAL"),
+    **dict.fromkeys(("write beyond", "zero beyond"), "ENOSPC"),
+}
+
+
+@pytest.mark.program(SYSTEM_PYTHON)
+def test_libnbd_with_memory(memory_server: Memory) -> None:
+    told = libnbd_table(uri(memory_server[1]))
+    chunks = "[(0, 4096, 2), (4096, 4096, 1), (8192, 4096, 2)]"
+    extents = "[('base:allocation', 0, [4096, 2, 4096, 0, 8192, 2])]"
+    assert told == ANYWHERE | {"tls": "False", "chunks": chunks, "extents": extents, "one": "[[4096, 2]]"}
+
+
+@pytest.mark.program(SYSTEM_PYTHON)
+def test_libnbd_with_a_file(start_server: StartServer, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.touch()
+    os.truncate(disk, 8 << 20)
+    _, path = start_server({"swap": FileExport(disk)})
+    told = libnbd_table(uri(path))
+    assert {name: told[name] for name in ANYWHERE} == ANYWHERE
+
+
+@pytest.mark.program(SYSTEM_PYTHON)
+@pytest.mark.program("openssl")
+@pytest.mark.parametrize("verify", [[], ["--tls-verify-peer"]])
+@pytest.mark.parametrize("mode", ["required", "allowed"])
+def test_libnbd_over_tls(start_serve: StartServe, certificates: Path, mode: str, verify: list[str]) -> None:
+    where = ("--listen", "127.0.0.1:0", "--size", "8M")
+    process = start_serve(*where, "--tls-certificates", str(certificates), "--tls", mode, *verify)
+    address = ready(process).replace("nbd://", "nbds://")
+    told = libnbd_table(address, certificates)
+    assert {name: told[name] for name in ANYWHERE} == ANYWHERE
+    assert told["tls"] == "True"
+    assert process.stderr is not None
+    assert "TLS is done in user space" in process.stderr.readline()
+
+
+@pytest.mark.program("nbdinfo")
+@pytest.mark.program("openssl")
+def test_who_is_kept_out_by_tls(start_serve: StartServe, certificates: Path, tmp_path: Path) -> None:
+    where = ("--listen", "127.0.0.1:0", "--size", "8M")
+    process = start_serve(*where, "--tls-certificates", str(certificates), "--tls-verify-peer")
+    secure = ready(process)
+    plain = secure.replace("nbds://", "nbd://")
+    anonymous = tmp_path / "anonymous"
+    anonymous.mkdir()
+    shutil.copy(certificates / "ca-cert.pem", anonymous)
+    for address in (plain, f"{secure}?tls-certificates={anonymous}"):
+        refused = subprocess.run(["nbdinfo", "--size", address], capture_output=True, check=False, timeout=60)
+        assert refused.returncode != 0
+    assert run("nbdinfo", "--size", f"{secure}?tls-certificates={certificates}") == f"{8 << 20}\n"
+
+
+@pytest.mark.program("qemu-img")
+@pytest.mark.program("openssl")
+def test_qemu_over_tls(start_serve: StartServe, certificates: Path) -> None:
+    process = start_serve("--listen", "127.0.0.1:0", "--size", "8M", "--tls-certificates", str(certificates))
+    port = ready(process).rsplit(":", 1)[1].rstrip("/")
+    credentials = f"tls-creds-x509,id=tls0,endpoint=client,dir={certificates}"
+    image = f"driver=nbd,host=127.0.0.1,port={port},tls-creds=tls0"
+    told = run("qemu-img", "info", "--object", credentials, "--image-opts", image)
+    assert "8 MiB" in told
 
 
 @pytest.mark.program("nbd-client")

@@ -46,10 +46,7 @@ def make(kind: str, arguments: dict[str, Any], seed: int) -> ActiveFault:
     for name in arguments:
         if name not in known:
             raise ValueError(f"fault {kind} has no argument {name!r}: choose from {', '.join(known)}")
-    try:
-        return ActiveFault(kind, FAULTS[kind](**arguments), seed)
-    except TypeError:
-        raise ValueError(f"fault {kind} cannot take these arguments: {arguments}") from None
+    return ActiveFault(kind, FAULTS[kind](**arguments), seed)
 
 
 def parse(text: str, seed: int) -> ActiveFault:

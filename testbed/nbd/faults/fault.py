@@ -33,12 +33,16 @@ class Fault:
     offset_to: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, str):
+                self.check(isinstance(value, str), f"{field.name} is a word")
+            elif value is not None or field.default is not None:
+                kind = int | float if isinstance(field.default, float) else int
+                self.check(isinstance(value, kind) and value >= 0, f"{field.name} is a number and not negative")
         self.check(0 < self.probability <= 1, "probability is above 0 and at most 1")
         self.check(self.every_nth >= 1, "every_nth is at least 1")
         self.check(self.times is None or self.times >= 1, "times is at least 1")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            self.check(not isinstance(value, int | float) or value >= 0, f"{field.name} is not negative")
         self.check(self.offset_to is None or self.offset_from < self.offset_to, "offset_from is below offset_to")
 
     def check(self, holds: bool, rule: str) -> None:

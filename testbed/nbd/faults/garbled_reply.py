@@ -1,4 +1,6 @@
-"""One bit of a reply is flipped: in its "magic", which the client must notice, or in a READ's "data", where it cannot."""
+"""One bit of a reply is flipped: in its "magic", which the client must notice, or in a READ's "data", where it cannot
+notice it.
+"""
 
 from dataclasses import dataclass
 from random import Random
