@@ -3,7 +3,7 @@
 The link is two veths that end in a namespace of the relay's own. Frames come in by a packet ring on one, go through
 the stack of effects for their direction, and leave by a packet socket on the other; with no effect set they are sent
 straight from the ring. Both hosts behind the link need their offloads off: frames are then whole, with checksums that
-notice when their bytes change.
+notice when their bytes change. A fault with `netem` among its arguments is left to the kernel's netem.
 
 The loop waits in select(2), which takes microseconds; epoll would round every delay up to a millisecond.
 """
@@ -20,11 +20,13 @@ from typing import Any
 from multiprocess.connection import Connection
 
 from testbed.hosts.messages import ClearFault, Command, Event, Finished, Ready, Sample, SetFault, Shutdown
-from testbed.lab.effects.link_faults import LinkFaults, Way, effects_of
+from testbed.lab.effects import numbers_of
+from testbed.lab.effects.link_faults import LinkFaults, Way, effects_of, split
 from testbed.lab.effects.stack import Stack
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
+from testbed.lab.netem import Netem
 from testbed.lab.packet_ring import STATUS_VLAN_VALID, FrameBlock, PacketRing
 from testbed.lab.packet_sender import PacketSender, tagged_frame
 
@@ -72,6 +74,8 @@ class Direction:
         self._source = source
         self._ring = PacketRing(source, slots=SLOTS)
         self._sender = PacketSender(sink)
+        self._netem = Netem(self._namespace, sink)
+        self._netem_faults: dict[int, Any] = {}
         self._before = self._interface_packets()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -104,6 +108,16 @@ class Direction:
         if due is not None:
             self._timer = self._loop.call_at(due, self.forward)
 
+    def set_netem(self, number: int, numbers: Any) -> None:
+        """Leave a fault to the kernel, which has its netem on the sink. Raises ValueError, LabError."""
+        self._netem.set([*self._netem_faults.values(), numbers])
+        self._netem_faults[number] = numbers
+
+    def clear_netem(self, number: int) -> None:
+        """End a fault that was left to the kernel, if there is one of that number."""
+        if self._netem_faults.pop(number, None) is not None:
+            self._netem.set(self._netem_faults.values())
+
     def settled(self) -> bool:
         """Take in what is left in the ring; whether that was all the kernel has counted. What is held stays held."""
         packets = self._interface_packets()
@@ -112,8 +126,12 @@ class Direction:
         return packets - self._before == sum(self._ring.statistics())
 
     def counters(self) -> dict[str, Any]:
-        """Where all frames are; `interface_packets` is the kernel's own count of those that came."""
+        """Where all frames are; `interface_packets` is the kernel's own count of those that came.
+
+        What a netem loses or holds has left the relay, so it is no longer among the `tx_packets`.
+        """
         captured, ring_drops = self._ring.statistics()
+        lost, queued = self._netem.statistics()
         return {
             "interface_packets": self._interface_packets() - self._before,
             "ring_packets": captured,
@@ -121,9 +139,9 @@ class Direction:
             "taken": self.stack.taken,
             "duplicated": self.stack.duplicated,
             "altered": self.stack.altered,
-            "held": self.stack.held,
-            "dropped": dict(self.stack.drops),
-            "tx_packets": self._sender.tx_packets,
+            "held": self.stack.held + queued,
+            "dropped": dict(self.stack.drops) | ({"netem": lost} if lost else {}),
+            "tx_packets": self._sender.tx_packets - lost - queued,
             "tx_dropped": self._sender.tx_dropped + self._sender.tx_truncated,
         }
 
@@ -189,6 +207,8 @@ class _Relay:
                 self._set(command)
                 self._say("fault_set", {"number": command.number})
             case ClearFault(number):
+                for way in self.ways.values():
+                    way.clear_netem(number)
                 self._say("fault_cleared", {"number": number} | self._faults.clear(number))
             case Shutdown():
                 self._over.set_result(None)
@@ -196,9 +216,16 @@ class _Relay:
                 raise LabError(f"{self._name} cannot do {type(command).__name__}: it only passes frames on")
 
     def _set(self, fault: SetFault) -> None:
+        arguments = dict(fault.arguments)
+        by_netem = arguments.pop("netem", False)
         try:
-            effects = effects_of(fault.kind, fault.arguments, fault.seed)
-            self._faults.set(fault.number, effects, self._loop.time())
+            if by_netem:
+                ways, numbers = split(arguments)
+                for way in ways:
+                    self.ways[way].set_netem(fault.number, numbers_of(fault.kind, numbers))
+            else:
+                effects = effects_of(fault.kind, arguments, fault.seed)
+                self._faults.set(fault.number, effects, self._loop.time())
         except ValueError as error:
             raise LabError(f"{self._name}: {error}") from None
 

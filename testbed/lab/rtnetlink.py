@@ -127,10 +127,10 @@ class RouteSocket:
         for start in range(0, len(waiting), _BATCH):
             self._exchange(waiting[start : start + _BATCH])
 
-    def request_bytes(self, kind: int, body: bytes, doing: str) -> None:
+    def request_bytes(self, kind: int, body: bytes, doing: str, flags: int = 0) -> None:
         """Carry out one request whose payload is encoded already. Raises LabError when it is refused."""
         self._sequence += 1
-        flags = NLM_F_REQUEST | NLM_F_ACK
+        flags |= NLM_F_REQUEST | NLM_F_ACK
         self._socket.send(_HEADER.pack(16 + len(body), kind, flags, self._sequence, 0) + body)
         self._acknowledged([doing])
 

@@ -75,7 +75,11 @@ class Handle:
 
 
 class Link(Handle):
-    """The link between a host and the others; `direction` is "both" unless a fault says "to" the host or "from" it."""
+    """The link between a host and the others.
+
+    Every fault takes `direction`, which is "both" unless it says "to" the host or "from" it, and some take `netem=True`,
+    which leaves them to the kernel's netem.
+    """
 
     layer = "link"
 

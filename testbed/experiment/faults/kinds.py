@@ -77,6 +77,13 @@ def _own(kind: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"{kind}: {str(error).rpartition('__init__() ')[2]}") from None
 
 
+def _link(kind: str, arguments: Mapping[str, Any]) -> None:
+    numbers = dict(arguments)
+    if not isinstance(numbers.pop("netem", False), bool):
+        raise ValueError(f"{kind}: netem must be True or False, not {arguments['netem']!r}")
+    effects_of(kind, numbers, 0)
+
+
 PROCESS: dict[str, type] = {"kill": Kill, "pause": Pause, "stop_reading": StopReading}
 MEMORY: dict[str, type] = {"min_free_kbytes": MinFreeKbytes, "memory_taken": MemoryTaken}
 OWN = PROCESS | MEMORY
@@ -87,7 +94,7 @@ KINDS: dict[Layer, Mapping[str, type]] = {
     "memory": MEMORY,
 }
 CHECKS: dict[Layer, Callable[[str, dict[str, Any]], object]] = {
-    "link": lambda kind, arguments: effects_of(kind, arguments, 0),
+    "link": _link,
     "storage": lambda kind, arguments: storage.make(kind, arguments, 0),
     "process": _own,
     "memory": _own,
