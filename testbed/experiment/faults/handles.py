@@ -77,8 +77,8 @@ class Handle:
 class Link(Handle):
     """The link between a host and the others.
 
-    Every fault takes `direction`, which is "both" unless it says "to" the host or "from" it, and some take `netem=True`,
-    which leaves them to the kernel's netem.
+    Every fault takes `direction`, which is "both" unless it says "to" the host or "from" it, and some take
+    `netem=True`, which leaves them to the kernel's netem.
     """
 
     layer = "link"
