@@ -77,9 +77,7 @@ class Injected:
         if step.arguments.get("data") == "lost":
             text += " and lost its data"
         since = self.began - self.started
-        return f"{text} from {since:.1f} " + (
-            "s on" if self.ended is None else f"to {self.ended - self.started:.1f} s"
-        )
+        return f"{text} from {since:.1f} " + ("s on" if self.ended is None else f"to {self.ended - self.started:.1f} s")
 
 
 def on(hosts: Collection[str], faults: Iterable[Injected]) -> list[Injected]:

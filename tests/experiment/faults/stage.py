@@ -168,5 +168,3 @@ class _Canary(FakeHost):
         if isinstance(command, SendCanary):
             self._client.canaries += command.count
         return True
-
-
