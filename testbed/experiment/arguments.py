@@ -13,6 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from testbed.experiment.faults.kinds import LAYERS
+from testbed.experiment.faults.nemesis import NEMESIS_S, Nemesis
+from testbed.experiment.faults.planning import NO_OTHERS, FaultOptions
+from testbed.experiment.faults.step import Layer
 from testbed.experiment.plan import Overrides
 from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
 from testbed.lab.pcapng import SNAPLEN
@@ -56,6 +60,7 @@ class RunOptions:
     trace: bool = False
     topology: str = ""
     argv: tuple[str, ...] = ()
+    faults: FaultOptions = NO_OTHERS
 
     @property
     def without(self) -> list[int]:
@@ -76,6 +81,7 @@ class RunOptions:
             "stall_limit": self.stall_limit,
             "seed": self.seed,
             "expect": self.expect,
+            **self.faults.as_arguments(),
         }
 
 
@@ -121,18 +127,54 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
         help="kept of each frame (default %(default)s)",
     )
     parser.add_argument(
-        "--time-limit", type=_duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
+        "--time-limit", type=duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
     )
     parser.add_argument(
         "--stall-limit",
-        type=_duration,
+        type=duration,
         default=STALL_LIMIT_S,
         metavar="S",
         help="how long swap may stand still (default %(default)s s)",
     )
+    _add_fault_options(parser)
     parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
     parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
+
+
+def _add_fault_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is to go wrong."""
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--schedule", type=Path, metavar="FILE", help="the faults of an earlier run (its directory, log or result)"
+    )
+    source.add_argument(
+        "--nemesis",
+        type=_layers,
+        nargs="?",
+        const=LAYERS,
+        metavar="LAYER[,...]",
+        help=f"random faults, drawn from the seed: all (default), or some of {', '.join(LAYERS)}",
+    )
+    parser.add_argument(
+        "--nemesis-duration", type=duration, default=NEMESIS_S, metavar="S", help="(default %(default)s s)"
+    )
+    parser.add_argument("--nemesis-faults", type=count(1), metavar="N", help="how many (default: 0.6 a second)")
+
+
+def _fault_options(space: argparse.Namespace) -> FaultOptions:
+    nemesis = space.nemesis and Nemesis(space.nemesis, space.nemesis_duration, space.nemesis_faults)
+    return FaultOptions(space.schedule, nemesis)
+
+
+def _layers(text: str) -> tuple[Layer, ...]:
+    """Layers in a list such as link,process."""
+    if text == "all":
+        return LAYERS
+    words = text.split(",")
+    if unknown := [word for word in words if word not in LAYERS]:
+        raise argparse.ArgumentTypeError(f"there is no layer {unknown[0]!r}: choose from all, {', '.join(LAYERS)}")
+    return tuple(layer for layer in LAYERS if layer in words)
 
 
 def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) -> RunOptions:
@@ -160,6 +202,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         expect=space.expect,
         force=space.force,
         trace=space.trace,
+        faults=_fault_options(space),
         topology=topology,
         argv=tuple(argv),
     )
@@ -210,14 +253,15 @@ def count(least: int, most: int | None = None) -> Any:
     return parse
 
 
-def _duration(text: str) -> float:
+def duration(text: str) -> float:
+    """Seconds, more than 0."""
     try:
-        duration = float(text)
+        seconds = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from None
-    if not 0 < duration < 1e6:
+    if not 0 < seconds < 1e6:
         raise argparse.ArgumentTypeError(f"must be more than 0 seconds and less than a million, not {text}")
-    return duration
+    return seconds
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from testbed.experiment import leftovers, preflight
 from testbed.experiment.acting import acting
 from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.errors import CannotRun
-from testbed.experiment.plan import resolve
+from testbed.experiment.faults.planning import scheduled
+from testbed.experiment.plan import Plan, resolve
 from testbed.experiment.report import show, wide
 from testbed.experiment.result import Result, encode
 from testbed.experiment.topology import Topology, TopologyError
@@ -61,7 +62,7 @@ def _conclude(once: Callable[[Topology, RunOptions], Result], topology: Topology
 
 def run_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
     """One run on real sockets. Raises CannotRun, LabError, TopologyError."""
-    plan = resolve(topology, options.overrides)
+    plan = _plan(topology, options)
     preflight.check(plan)
     leftovers.mark_children()
     from testbed.experiment.session import run
@@ -73,7 +74,12 @@ def simulate_once(topology: Topology, options: RunOptions, view: View | None = N
     """One run on virtual time. Raises CannotRun, LabError, TopologyError."""
     from testbed.experiment.session import simulate
 
-    return simulate(resolve(topology, options.overrides), options, view)
+    return simulate(_plan(topology, options), options, view)
+
+
+def _plan(topology: Topology, options: RunOptions) -> Plan:
+    """The plan, with the faults that it is to meet."""
+    return scheduled(resolve(topology, options.overrides), options.faults, options.seed, options.time_limit)
 
 
 def publish(result: Result, options: RunOptions) -> None:

@@ -7,7 +7,7 @@ what everybody saw to the verdict. What its hosts are, and what its clock shows,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ from testbed.experiment.evidence import (
     RunEvidence,
     Stall,
 )
+from testbed.experiment.faults.injected import Injected, held_until, on, ranges
+from testbed.experiment.faults.injector import Injector
 from testbed.experiment.plan import NeighbourPlan, Plan
 from testbed.hosts.messages import (
     Command,
@@ -36,6 +38,7 @@ from testbed.hosts.messages import (
 )
 from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
+from testbed.lab.fault_relay import relay_name
 
 CANARY_TIMEOUT_S = 5.0
 CANARY_QUIET_S = 1.0
@@ -79,8 +82,8 @@ class Clock(Protocol):
         """Seconds, on the clock that the hosts' messages bear."""
         ...
 
-    def tick(self) -> None:
-        """Let a moment pass, in which hosts may say something."""
+    def tick(self, most: float) -> None:
+        """Let a moment pass, in which hosts may say something, but no more than `most` seconds."""
         ...
 
 
@@ -93,10 +96,11 @@ class Limits:
 
 
 class _Client:
-    """What the runner knows about one client while it runs."""
+    """What the runner knows about one client while it runs; `path` are the hosts that its swap depends on."""
 
-    def __init__(self, plan: ClientPlan, host: Host, canary: Host) -> None:
+    def __init__(self, plan: ClientPlan, host: Host, canary: Host, path: frozenset[str]) -> None:
         self.plan = plan
+        self.path = path
         self.host = host
         self.canary = canary
         self.samples: list[Observation] = []
@@ -105,6 +109,7 @@ class _Client:
         self.canary_before: Canary | None = None
         self.canary_after: Canary | None = None
         self.report: dict[str, Any] | None = None
+        self.corrupt_pages: dict[str, list[int]] = {}
         self.swapping = False
         self.ended = False
 
@@ -119,11 +124,12 @@ class _Client:
     def latest(self) -> Observation:
         return self.samples[-1]
 
-    def stalled_for(self) -> float:
-        """Seconds without progress while tasks wait."""
+    def stalled_for(self, faults: Iterable[Injected]) -> float:
+        """Seconds without progress while tasks wait, less those that one of the `faults` explains."""
         if self.last_moved is None or self.ended or not self.latest.counters["tasks_waiting"]:
             return 0.0
-        return self.latest.time - self.last_moved.time
+        moved = self.last_moved.time
+        return max(0.0, self.latest.time - max(moved, held_until(on(self.path, faults), moved)))
 
 
 class _CanaryWatch:
@@ -188,41 +194,50 @@ class Coordinator:
         self.floods: list[_Flood] = []
         self.links: dict[str, Host] = {}
         self._link_reports: dict[str, Mapping[str, Any]] = {}
+        self.faults = Injector(plan.schedule, self._say)
         self.out_of_time = False
         self.workload_started: float | None = None
+        self._by_name: dict[str, list[Host]] = {}
         self._handlers: dict[Host, Callable[[Message], None]] = {}
 
     def add(self, host: Host) -> None:
         """A host that is only listened to."""
-        self.hosts.append(host)
+        self._add(host.name, host)
 
     def add_client(self, plan: ClientPlan, host: Host, canary: Host) -> None:
         """A client, and the host that sends it canaries."""
-        self.hosts += host, canary
-        client = _Client(plan, host, canary)
+        self._add(plan.name, host)
+        self.hosts.append(canary)
+        servers = [server.name for server in self.plan.servers if plan.swap in server.areas]
+        client = _Client(plan, host, canary, frozenset({plan.name, *servers}))
         self.clients.append(client)
         self._handlers[host] = lambda message: self._from_client(client, message)
 
     def add_floods(self, plan: NeighbourPlan, host: Host) -> None:
         """Floods and streams that start together, and the host that sends them."""
-        self.hosts.append(host)
+        self._add(plan.name, host)
         flood = _Flood(plan, host)
         self.floods.append(flood)
         self._handlers[host] = lambda message: self._from_flood(flood, message)
 
     def add_link(self, name: str, host: Host) -> None:
         """What passes frames on in the link of the host `name`, and is asked for its account at the end."""
-        self.hosts.append(host)
+        self._add(relay_name(name), host)
         self.links[name] = host
         self._handlers[host] = lambda message: self._from_link(name, message)
+
+    def _add(self, name: str, host: Host) -> None:
+        self.hosts.append(host)
+        self._by_name.setdefault(name, []).append(host)
 
     def carry_out(self) -> None:
         """Canary, workload and floods, stall or end, canary, shutdown."""
         for client, canary in zip(self.clients, self._canaries(lambda _: CANARY_BEFORE), strict=True):
             client.canary_before = canary
         self._workload()
+        self.faults.end(self.clock.now(), self._by_name)
         self._stop_floods()
-        if any(client.stalled_for() >= self.limits.stall for client in self.clients):
+        if any(client.stall is not None for client in self.clients):
             self._confirm_stalls()
         after = self._canaries(lambda plan: plan.ring + CANARY_AFTER_MARGIN)
         for client, canary in zip(self.clients, after, strict=True):
@@ -235,16 +250,20 @@ class Coordinator:
             client.host.send(StartWorkload())
         self.workload_started = self.clock.now()
         self._say("workload_started", {})
+        self.faults.start(self.workload_started)
         deadline = self.clock.now() + self.limits.time
         while not all(client.ended for client in self.clients):
             self._tick()
             self._start_due_floods()
-            if any(client.stalled_for() >= self.limits.stall for client in self.clients):
+            if any(self._stalled(client) for client in self.clients):
                 self._note_stalls()
                 return
             if self.clock.now() > deadline:
                 self.out_of_time = True
                 return
+
+    def _stalled(self, client: _Client) -> bool:
+        return client.stalled_for(self.faults.injected.values()) >= self.limits.stall
 
     def _start_due_floods(self) -> None:
         for flood in self.floods:
@@ -257,9 +276,10 @@ class Coordinator:
 
     def _note_stalls(self) -> None:
         for client in self.clients:
-            if client.stalled_for() >= self.limits.stall and client.last_moved is not None:
+            if self._stalled(client) and client.last_moved is not None:
                 client.stall = Stall(client.last_moved, client.latest, 0.0, client.latest, client.plan.scarce)
-                self._say("stalled", {"client": client.plan.name, "seconds": round(client.stalled_for(), 3)})
+                still = client.latest.time - client.last_moved.time
+                self._say("stalled", {"client": client.plan.name, "seconds": round(still, 3)})
 
     def _stop_floods(self) -> None:
         for flood in self.floods:
@@ -268,15 +288,19 @@ class Coordinator:
         self._until(lambda: all(flood.stopped for flood in self.floods if flood.started), CANARY_TIMEOUT_S)
 
     def _confirm_stalls(self) -> None:
-        """Watch stalled clients for as long again, now that no flood is left to starve them.
+        """Watch stalled clients for as long again, now that no flood is left to starve them, and no fault is felt.
 
         One that moves and then stops once more is watched from there; one that goes on is left alone after a while.
         """
-        stopped = max((flood.stopped for flood in self.floods if flood.stopped), default=self.clock.now())
-        stalled = [client for client in self.clients if client.stall is not None]
+        now = self.clock.now()
+        stopped = max((flood.stopped for flood in self.floods if flood.stopped), default=now)
+        stalled = {client: stopped for client in self.clients if client.stall is not None}
+        for client in stalled:
+            ended = [fault.felt_until for fault in on(client.path, self.faults.injected.values()) if fault.ended]
+            stalled[client] = max([stopped, *ended])
         self._until(
-            lambda: sum(self._confirmed(client, stopped) for client in stalled) == len(stalled),
-            CONFIRM_STALLS * self.limits.stall,
+            lambda: sum(self._confirmed(client, since) for client, since in stalled.items()) == len(stalled),
+            CONFIRM_STALLS * self.limits.stall + max(stalled.values()) - now,
         )
 
     def _confirmed(self, client: _Client, stopped: float) -> bool:
@@ -284,7 +308,7 @@ class Coordinator:
         assert client.stall is not None
         assert client.last_moved is not None
         noticed = client.stall.noticed
-        if client.last_moved.time > noticed.time and client.stalled_for() >= self.limits.stall:
+        if client.last_moved.time > noticed.time and self._stalled(client):
             noticed = client.latest
             self._say("stalled again", {"client": client.plan.name})
             client.stall = replace(client.stall, last_moved=client.last_moved, noticed=noticed)
@@ -320,7 +344,8 @@ class Coordinator:
 
     def _tick(self) -> None:
         """Let a moment pass, and hand on what was said."""
-        self.clock.tick()
+        self.faults.carry_out(self.clock.now(), self._by_name)
+        self.clock.tick(self.faults.wait(self.clock.now()))
         for host in self.hosts:
             for message in host.messages():
                 self._take(host, message)
@@ -334,12 +359,15 @@ class Coordinator:
         if isinstance(message, Sample):
             self.observer.sample(message)
         elif isinstance(message, Event):
+            self.faults.heard(message)
             self.observer.event(message)
 
     def _from_client(self, client: _Client, message: Message) -> None:
         if isinstance(message, Sample):
             client.observe(message)
         elif isinstance(message, Event):
+            if message.name == "corrupt_page":
+                client.corrupt_pages.setdefault(message.fields["task"], []).append(message.fields["page"])
             client.swapping |= message.name == "swapping"
             client.ended |= message.name == "workload_ended"
         elif isinstance(message, Finished):
@@ -375,6 +403,7 @@ class Coordinator:
             time_limit=self.limits.time,
             out_of_time=self.out_of_time,
             workload_started=self.workload_started,
+            faults=list(self.faults.injected.values()),
             links={name: self._link_reports.get(name, {}) for name in self.links},
         )
 
@@ -389,6 +418,9 @@ class Coordinator:
             canary_before=client.canary_before,
             canary_after=client.canary_after,
             stall=client.stall,
+            path=client.path,
+            sources=frozenset(flood.plan.name for flood in self.floods if client.plan.name in flood.plan.targets),
+            corrupt_pages={task: ranges(pages) for task, pages in client.corrupt_pages.items()},
             flood_asked=any(client.plan.name in flood.plan.targets for flood in self.floods),
             flood_sent=sum(sent) if sent else None,
         )

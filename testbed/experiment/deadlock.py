@@ -3,14 +3,17 @@
 A deadlock: tasks wait, memory is short, and for the whole stall limit no swap request completes, no page is reclaimed
 and no page is touched; then the floods stop and for as long again the same. A kernel without the series stays hung when
 the flood ends, since the memory its swap needs is held by what waits for swap. A host that moves again was starved, and
-one with memory to spare is stuck on something else.
+one with memory to spare is stuck on something else. Faults are cleared together with the floods: a host that goes on
+without them was held up by them, and one that a fault holds for good (a server that was killed) is not deadlocked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from testbed.experiment.evidence import Missing, Stall, gauge, moved
+from testbed.experiment.faults.injected import Injected, named
 
 RISING = {"allocstall": "allocstall", "rx_refill_fail": "RX refill failures"}
 TOLERANCE = 0.001
@@ -25,15 +28,24 @@ class Diagnosis:
     text: str
 
 
-def diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
-    """Judge one stall; `stall_limit` in seconds. What cannot be judged is no deadlock."""
+def diagnose(stall: Stall, stall_limit: float, faults: Sequence[Injected] = ()) -> Diagnosis:
+    """Judge one stall; `stall_limit` in seconds, `faults` are those that acted on the client or its server.
+
+    What cannot be judged is no deadlock.
+    """
     try:
-        return _diagnose(stall, stall_limit)
+        return _diagnose(stall, stall_limit, during(stall, faults))
     except Missing as missing:
         return Diagnosis(False, f"it stalled, but whether for ever could not be checked: no {missing}")
 
 
-def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
+def during(stall: Stall, faults: Sequence[Injected]) -> list[Injected]:
+    """The faults that can have had a part in a stall."""
+    moved, noticed = stall.last_moved.time, stall.noticed.time
+    return [fault for fault in faults if fault.began <= noticed and fault.felt_until >= moved]
+
+
+def _diagnose(stall: Stall, stall_limit: float, faults: Sequence[Injected]) -> Diagnosis:
     still = stall.noticed.time - stall.last_moved.time
     confirmed = stall.after.time - max(stall.flood_stopped, stall.noticed.time)
     waiting = [gauge(each, "tasks_waiting") for each in (stall.noticed, stall.after)]
@@ -46,12 +58,18 @@ def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
     if before := moved(stall.last_moved, stall.noticed):
         return Diagnosis(False, f"slow, not deadlocked: within {still:.1f} s {_changes(before)}")
     if after := moved(stall.noticed, stall.after):
+        if faults:
+            return Diagnosis(
+                False, f"no progress for {still:.1f} s while {named(faults)}; without faults {_changes(after)}"
+            )
         return Diagnosis(
             False,
             f"starved, not deadlocked: nothing moved for {still:.1f} s, then the flood stopped and {_changes(after)}",
         )
     if min(waiting) == 0:
         return Diagnosis(False, f"nothing moved for {still:.1f} s, but no task was waiting: idle, not deadlocked")
+    if lasting := [fault for fault in faults if fault.blocks and fault.ended is None]:
+        return Diagnosis(False, f"no progress for {still:.1f} s while {named(lasting)}, which nothing has ended")
     if any(stall_at.counters.get("nbd_live_connections") == 0 for stall_at in (stall.noticed, stall.after)):
         return Diagnosis(
             False,
@@ -68,7 +86,7 @@ def _diagnose(stall: Stall, stall_limit: float) -> Diagnosis:
     return Diagnosis(
         True,
         f"deadlock: no swap completion, no page reclaimed, no page touched for {still:.1f} s while {waiting[0]} tasks "
-        f"waited, nor for {confirmed:.1f} s after the flood had stopped; {signature(stall)}",
+        f"waited, nor for {confirmed:.1f} s after the flood had stopped{_cleared(faults)}; {signature(stall)}",
     )
 
 
@@ -88,6 +106,10 @@ def signature(stall: Stall) -> str:
         f"{gauge(last, 'nr_free_pages')} pages free",
     ]
     return ", ".join(parts)
+
+
+def _cleared(faults: Sequence[Injected]) -> str:
+    return f" and faults had been cleared ({named(faults)})" if faults else ""
 
 
 def _changes(changes: dict[str, int]) -> str:

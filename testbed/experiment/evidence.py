@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from testbed.experiment.faults.injected import Injected
+
 PROGRESS_COUNTERS = ("swap_completions", "pgsteal_kswapd", "pgsteal_direct", "touches")
 """A client that moves at all moves one of these: NBD replies to swap requests, pages reclaim has freed, pages its
 tasks have touched."""
@@ -44,6 +46,7 @@ class Stall:
     `flood_stopped` is when the last flood ended (CLOCK_MONOTONIC seconds), or the moment of notice if none was running.
     A client that moved a little when the flood ended and then stopped once more may be given by its second stop, which
     began without any flood. `scarce` is the number of free pages above which no request for memory has to wait.
+    All faults have been cleared by then, too, and `flood_stopped` is when TCP can no longer have waited for them.
     """
 
     last_moved: Observation
@@ -57,7 +60,8 @@ class Stall:
 class ClientEvidence:
     """What was seen of one client; None for what was not seen.
 
-    `ring` is its number of receive descriptors, `acting` the patches that can act on it.
+    `ring` is its number of receive descriptors, `acting` the patches that can act on it. `path` are the hosts that its
+    swap depends on, `sources` those that flood it; `corrupt_pages` are the pages of each task that were wrong.
     """
 
     name: str
@@ -70,13 +74,16 @@ class ClientEvidence:
     stall: Stall | None = None
     flood_asked: bool = False
     flood_sent: int | None = None
+    path: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
+    corrupt_pages: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class RunEvidence:
     """What was seen of a run. `patches` are the numbers that were on, limits are in seconds, `workload_started` is
     in CLOCK_MONOTONIC seconds, `error` is what kept the rig itself from going on, `links` are the accounts of those
-    who passed frames on, by the host whose link it is."""
+    who passed frames on, by the host whose link it is, and `faults` are those that were injected."""
 
     clients: Sequence[ClientEvidence]
     patches: frozenset[int]
@@ -86,6 +93,7 @@ class RunEvidence:
     workload_started: float | None = None
     error: str | None = None
     links: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    faults: Sequence[Injected] = ()
 
 
 def section(data: Mapping[str, Any] | None, *path: str) -> Mapping[str, Any]:

@@ -40,6 +40,11 @@ def _complaint(way: Mapping[str, Any]) -> str | None:
     return None
 
 
+def altered_frames(links: Mapping[str, Mapping[str, Any]]) -> int:
+    """Frames that went on with other bytes, on all links together."""
+    return sum(way["altered"] for report in links.values() for way in report.values())
+
+
 def link_frames(report: Mapping[str, Any]) -> dict[str, LinkFrames]:
     """A link's section of the result, from its account."""
     return {direction: _frames(way) for direction, way in report.items()}

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from testbed.experiment.faults.step import BadSchedule, Schedule, numbered
 from testbed.experiment.topology import (
     ETHERNET_HEADER,
     SMALLEST_FRAME,
@@ -150,7 +151,8 @@ class SegmentPlan:
 class Plan:
     """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care.
 
-    `fault_links` names the hosts whose link can have faults, which something in the middle of it has to bring about.
+    `fault_links` names the hosts whose link can have faults, which something in the middle of it has to bring about;
+    `schedule` is what will go wrong, and when.
     """
 
     name: str
@@ -161,6 +163,7 @@ class Plan:
     warnings: tuple[str, ...]
     captures: tuple[CapturePlan, ...] = ()
     fault_links: frozenset[str] = frozenset()
+    schedule: Schedule = ()
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -222,7 +225,14 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
         for host in topology.hosts
         if isinstance(host, NbdServer) and host.bandwidth is not None and host.program != "builtin"
     )
-    return Plan(topology.name, segments, servers, clients, neighbours, warnings)
+    return Plan(topology.name, segments, servers, clients, neighbours, warnings, schedule=_schedule(topology))
+
+
+def _schedule(topology: Topology) -> Schedule:
+    try:
+        return numbered(topology.steps)
+    except BadSchedule as error:
+        raise TopologyError(f"{topology.name}: {error}") from None
 
 
 def _interfaces(topology: Topology) -> dict[str, Interface]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.experiment.result import Check, Outcome, Result, decode
+from testbed.experiment.result import Check, ClientResult, Outcome, Result, decode
 from testbed.patches import PATCHES
 from testbed.size import format_size
 
@@ -100,6 +100,12 @@ def mark(check: Check) -> str:
     return "[green]ok[/]" if check.ok else "[red]FAIL[/]"
 
 
+def _pages_per_second(client: ClientResult) -> tuple[float, str]:
+    """Pages that a client swapped both ways in a second of its own workload, and its name."""
+    seconds = client.workload.seconds
+    return ((client.swap.pages_in + client.swap.pages_out) / seconds if seconds else 0.0), client.name
+
+
 def numbers(result: Result) -> list[tuple[str, str]]:
     """The numbers of a result that people look at first, with names."""
     frames, swap, memory, flood = result.frames, result.swap, result.memory, result.flood
@@ -114,6 +120,10 @@ def numbers(result: Result) -> list[tuple[str, str]]:
             f"{memory.reserve_min_free:,} (min {memory.min:,}, of {format_size(memory.total * 4096)})",
         ),
     ]
+    if len(result.clients) > 1 and (rates := sorted(map(_pages_per_second, result.clients))):
+        (low, slowest), (high, fastest) = rates[0], rates[-1]
+        ratio = f"{high / low:.1f} times" if low else "starved"
+        rows.insert(1, ("slowest / fastest client", f"{slowest} {low:,.0f} / {fastest} {high:,.0f} pages/s ({ratio})"))
     if flood.sent:
         rows.insert(2, ("flood", f"{flood.sent:,} frames, {flood.pps:,.0f} a second"))
     if result.times.elapsed_s is not None:

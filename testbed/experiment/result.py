@@ -6,10 +6,14 @@ over them (the lowest for `reserve_min_free`, the longest for `max_gap_s`), and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
+
+from testbed.experiment.faults.injected import Injected
+from testbed.experiment.faults.kinds import layer_of
+from testbed.experiment.faults.step import Schedule, Step, end_of
 
 Outcome = Literal["pass", "fail", "deadlock", "error"]
 OUTCOMES: tuple[Outcome, ...] = ("pass", "fail", "deadlock", "error")
@@ -149,7 +153,7 @@ class Capture(msgspec.Struct, frozen=True):
 
 class ClientResult(msgspec.Struct):
     """One client's own numbers. `stalled_after_s` is when it last moved, from the start of the workload; None if it
-    did not stall."""
+    did not stall. `corrupt_pages` are those of each task that were not what it had written, such as "3-5"."""
 
     name: str
     counters: dict[str, int]
@@ -160,6 +164,7 @@ class ClientResult(msgspec.Struct):
     witnesses: dict[str, Witness] = {}
     stalled_after_s: float | None = None
     times: Times = msgspec.field(default_factory=Times)
+    corrupt_pages: dict[str, list[str]] = {}
 
 
 class LinkFrames(msgspec.Struct):
@@ -175,6 +180,25 @@ class LinkFrames(msgspec.Struct):
     altered: int = 0
     held: int = 0
     dropped: dict[str, int] = {}
+
+
+class FaultResult(msgspec.Struct):
+    """One fault of the schedule. Times are seconds from the start of the workload: planned, and when it happened.
+
+    None for what was not planned, or did not happen. `did` is what whoever carried it out says of it.
+    """
+
+    number: int
+    layer: str
+    target: str
+    kind: str
+    arguments: dict[str, Any] = {}
+    seed: int = 0
+    at: float = 0.0
+    until: float | None = None
+    set_at: float | None = None
+    cleared_at: float | None = None
+    did: dict[str, Any] = {}
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -205,6 +229,8 @@ class Result(msgspec.Struct, kw_only=True):
     captures: list[Capture] = []
     limits: list[str] = []
     links: dict[str, dict[str, LinkFrames]] = {}
+    faults: list[FaultResult] = []
+    schedule: list[dict[str, Any]] = []
     warnings: list[str] = []
     topology: str = ""
     version: str = ""
@@ -213,7 +239,12 @@ class Result(msgspec.Struct, kw_only=True):
     error: str | None = None
 
 
-def client_result(name: str, report: Mapping[str, Any], stalled_after_s: float | None = None) -> ClientResult:
+def client_result(
+    name: str,
+    report: Mapping[str, Any],
+    stalled_after_s: float | None = None,
+    corrupt_pages: Mapping[str, Sequence[str]] | None = None,
+) -> ClientResult:
     """A client's section, from its report. What the report lacks stays 0: the verdict has failed for it already."""
 
     def section(key: str, kind: Any) -> Any:
@@ -231,7 +262,29 @@ def client_result(name: str, report: Mapping[str, Any], stalled_after_s: float |
         witnesses=section("witnesses", dict[str, Witness]),
         stalled_after_s=stalled_after_s,
         times=section("times", Times),
+        corrupt_pages={task: list(pages) for task, pages in (corrupt_pages or {}).items()},
     )
+
+
+def fault_results(schedule: Schedule, injected: Iterable[Injected]) -> list[FaultResult]:
+    """What became of each fault of a schedule."""
+    happened = {fault.step.number: fault for fault in injected}
+    return [
+        _fault_result(step, end_of(schedule, step.number), happened.get(step.number))
+        for step in schedule
+        if step.action == "set"
+    ]
+
+
+def _fault_result(step: Step, until: float | None, fault: Injected | None) -> FaultResult:
+    result = FaultResult(
+        *(step.number, layer_of(step.kind), step.target, step.kind, step.arguments, step.seed, step.time, until)
+    )
+    if fault is not None:
+        result.set_at = round(fault.began - fault.started, 3)
+        result.cleared_at = None if fault.ended is None else round(fault.ended - fault.started, 3)
+        result.did = fault.did
+    return result
 
 
 def add_up(counters: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from multiprocess.connection import wait
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
+from testbed.experiment.faults.kinds import PROCESS
+from testbed.experiment.faults.processes import KeptAreas, Supervised, flood_was_killed
 from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
 from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan, StreamPlan
@@ -63,9 +66,9 @@ class Processes:
         """CLOCK_MONOTONIC, which all processes share."""
         return time.monotonic()
 
-    def tick(self) -> None:
+    def tick(self, most: float) -> None:
         """Wait a moment, or until somebody says something."""
-        wait([process.channel for process in self.running if process.alive], TICK_S)
+        wait([process.channel for process in self.running if process.alive], min(TICK_S, most))
 
     def stop(self) -> None:
         """End every process, by its pid."""
@@ -110,12 +113,30 @@ class _Start:
 
     def _server(self, server: ServerPlan) -> None:
         host = self.network.hosts[server.name]
-        if server.program == "builtin":
+        if server.program == "builtin" and self._may_stop(server.name):
+            self.coordinator.add(self._restartable(server))
+        elif server.program == "builtin":
             self.coordinator.add(self.processes.spawn(server.name, nbd_host_main, NbdHostSpec(server), [host]))
         else:
             directory = self._stack.enter_context(temporary_directory())
             programs = self._stack.enter_context(ServerPrograms(directory))
             self._exports |= programs.start(server, host)
+
+    def _restartable(self, server: ServerPlan) -> Supervised:
+        """A server that can be started again with what it had, or without."""
+        areas = self._stack.enter_context(KeptAreas(server))
+
+        def start(data: str = "kept") -> HostProcess:
+            if data == "lost":
+                areas.lose()
+            spec = NbdHostSpec(areas.plan)
+            return self.processes.spawn(server.name, nbd_host_main, spec, [self.network.hosts[server.name]])
+
+        return Supervised(start(), start)
+
+    def _may_stop(self, name: str) -> bool:
+        """Does the schedule do something to the process of this host?"""
+        return any(step.target == name and step.kind in PROCESS for step in self.coordinator.plan.schedule)
 
     def _client(self, plan: ClientPlan, source: NeighbourPlan) -> None:
         if plan.name in self._exports:
@@ -128,7 +149,7 @@ class _Start:
         canary = self.processes.spawn(
             name, flood_main, FloodSpec(name, "eth0", (), profile), [self.network.hosts[source.name]]
         )
-        self.coordinator.add_client(plan, process, canary)
+        self.coordinator.add_client(plan, Supervised(process) if self._may_stop(plan.name) else process, canary)
 
     def _sniffers(self, plan: Plan) -> None:
         """An emulated client captures its link itself, since it alone knows why it drops what; others are looked at."""
@@ -145,7 +166,10 @@ class _Start:
             streams = [_stream_profile(stream) for stream in traffic.streams]
             spec = FloodSpec(neighbour.name, "eth0", floods, None, self.seed, streams)
             process = self.processes.spawn(neighbour.name, flood_main, spec, [self.network.hosts[neighbour.name]])
-            self.coordinator.add_floods(traffic, process)
+            last_word = partial(flood_was_killed, traffic)
+            stoppable = self._may_stop(neighbour.name)
+            host = Supervised(process, last_word=last_word) if stoppable else process
+            self.coordinator.add_floods(traffic, host)
 
 
 def _stream_profile(stream: StreamPlan) -> StreamProfile:

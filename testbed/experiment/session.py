@@ -13,6 +13,8 @@ from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
+from testbed.experiment.faults.injected import remarks
+from testbed.experiment.faults.recorded import as_plain
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.link_accounts import link_frames
 from testbed.experiment.live import View, watch
@@ -24,6 +26,7 @@ from testbed.experiment.result import (
     Result,
     add_up,
     client_result,
+    fault_results,
     first_stall,
     total_frames,
     total_memory,
@@ -137,7 +140,9 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
     """The result of a run: its verdict, and its numbers added up."""
     verdict = judge(record.evidence)
     clients = [
-        client_result(client.name, client.report or {}, _stalled_after(client, record.evidence))
+        client_result(
+            client.name, client.report or {}, _stalled_after(client, record.evidence), client.corrupt_pages
+        )
         for client in record.evidence.clients
     ]
     return Result(
@@ -158,8 +163,10 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         arguments=options.as_arguments(),
         clients=clients,
         limits=limits_reached(plan, record.evidence),
+        faults=fault_results(plan.schedule, record.evidence.faults),
+        schedule=as_plain(plan.schedule),
         links={name: link_frames(report) for name, report in record.evidence.links.items()},
-        warnings=[*plan.warnings, *without_base(options.patches)],
+        warnings=[*plan.warnings, *without_base(options.patches), *remarks(plan.schedule, record.evidence.faults)],
         topology=plan.name,
         version=project_version(),
         simulated=record.simulated,

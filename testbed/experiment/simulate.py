@@ -12,9 +12,12 @@ import itertools
 from dataclasses import replace
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
+from testbed.experiment.faults.kinds import MEMORY, layer_of
+from testbed.experiment.faults.step import Step
 from testbed.experiment.plan import FloodPlan, Plan
 from testbed.experiment.preflight import real_memory
 from testbed.hosts.emulated_client import SAMPLE_INTERVAL
+from testbed.hosts.messages import SetFault
 from testbed.hosts.plan import ClientPlan, ServerPlan, SwapArea
 from testbed.hosts.swap_client import GC_THRESHOLDS
 from testbed.hosts.workload import STAMP
@@ -24,7 +27,7 @@ from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.export import Export, MemoryExport
 from testbed.simulation.client import SimulatedClient
 from testbed.simulation.edge import SimulatedEdge
-from testbed.simulation.fault_relay import SimulatedFaultRelay
+from testbed.simulation.fault_relay import SimulatedFaultRelay, simulated_effects
 from testbed.simulation.link import LinkSpeed, Port
 from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour, neighbour_port
 from testbed.simulation.reduced import ReducedExport
@@ -36,6 +39,8 @@ READY_TIMEOUT_S = 30.0
 SPEED = LinkSpeed()
 WHOLE_PAGES_UP_TO = 2 << 30
 """Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
+SIMULATED_FAULTS = frozenset({*MEMORY, "stop_reading"})
+"""Besides those of links that do not look into frames."""
 CLIENTS_SAMPLED_OFTEN = 10
 SLOWEST_SAMPLES_S = 0.5
 """With more clients than this samples come less often, but at least so often."""
@@ -62,9 +67,11 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
 
 
 def _check(plan: Plan) -> None:
-    """Refuse what is not simulated: TCP other than the swap connection's, and address resolution."""
+    """Refuse what is not simulated: TCP other than the swap connection's, address resolution, most faults."""
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
+    for step in plan.schedule:
+        _check_fault(step)
     for client in plan.clients:
         if client.host != "emulated":
             raise LabError(f"a real kernel cannot be simulated: {client.name} must be emulated")
@@ -76,6 +83,16 @@ def _check(plan: Plan) -> None:
         raise LabError("the simulator's frames have no bytes that could be captured: run it for real")
 
 
+def _check_fault(step: Step) -> None:
+    if step.action == "set" and layer_of(step.kind) == "link":
+        try:
+            simulated_effects(SetFault(step.number, step.kind, step.arguments, step.seed))
+        except ValueError as error:
+            raise LabError(str(error)) from None
+    elif layer_of(step.kind) != "link" and step.kind not in SIMULATED_FAULTS:
+        raise LabError(f"the simulator has no {step.kind}, which {step.target} is to have: run it for real")
+
+
 class _VirtualClock:
     def __init__(self, loop: VirtualTimeLoop) -> None:
         self._loop = loop
@@ -83,8 +100,8 @@ class _VirtualClock:
     def now(self) -> float:
         return self._loop.time()
 
-    def tick(self) -> None:
-        self._loop.run_until_complete(asyncio.sleep(TICK_S))
+    def tick(self, most: float) -> None:
+        self._loop.run_until_complete(asyncio.sleep(min(TICK_S, most)))
 
 
 async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, TypeVar
 
+from testbed.experiment.faults.step import Step
 from testbed.hosts.plan import BystanderProtocol, ClientHost, Reader, SlabAllocator, ZoneLayout
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
 from testbed.nbd.client_tls import TlsFiles
 from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
 from testbed.size import parse_size
+
+if TYPE_CHECKING:
+    from testbed.experiment.faults.handles import Fault, Link, Memory, Process, Storage
 
 Size = int | str
 Start = Literal["swapping", "workload"]
@@ -67,6 +71,12 @@ def _check_number(value: object, what: str, least: int, most: int) -> None:
 def _check_seconds(value: float | None, what: str, least: float, most: float) -> None:
     if value is not None and not least <= value <= most:
         raise TopologyError(f"{what} must be from {least:g} to {most:g} s")
+
+
+def _moment(seconds: object, what: str) -> float:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < float("inf"):
+        raise TopologyError(f"{what}: a fault needs a time in seconds from the start of the workload, not {seconds!r}")
+    return float(seconds)
 
 
 def _check_choice(value: object, what: str, choices: Sequence[str]) -> None:
@@ -226,6 +236,7 @@ class Neighbour:
 
 
 Host = NbdServer | SwapClient | Neighbour
+ANY_HOST = (NbdServer, SwapClient, Neighbour)
 AnyHost = TypeVar("AnyHost", NbdServer, SwapClient, Neighbour)
 
 
@@ -374,10 +385,11 @@ class Topology:
         self.segments: list[Segment] = []
         self.workloads: dict[str, LinearTouch] = {}
         self.floods: list[tuple[Neighbour, SwapClient, Traffic]] = []
+        self.steps: list[Step] = []
 
     def add(self, host: AnyHost) -> AnyHost:
         """Add a host and return it."""
-        if not isinstance(host, (NbdServer, SwapClient, Neighbour)):
+        if not isinstance(host, ANY_HOST):
             raise TopologyError(f"{self.name}: {host!r} is not a host")
         if any(known.name == host.name for known in self.hosts):
             raise TopologyError(f"{self.name}: two hosts are named {host.name!r}")
@@ -413,6 +425,48 @@ class Topology:
             raise TopologyError(f"{source.name}: {flood!r} is not a flood")
         self.floods.append((source, target, flood))
 
+    def at(self, seconds: float, fault: Fault, until: float | None = None) -> Topology:
+        """Schedule a fault, or the end of one, so many seconds after the start of the workload; returns the topology.
+
+        `until` is when a fault that is set ends again.
+        """
+        if not hasattr(fault, "step"):
+            raise TopologyError(f"{self.name}: {fault!r} is not a fault: take one from link_of, process_of, ...")
+        self.steps.append(fault.step(_moment(seconds, self.name)))
+        if until is not None:
+            if not seconds < _moment(until, self.name):
+                raise TopologyError(f"{self.name}: {fault.kind} at {seconds:g} s cannot end at {until:g} s")
+            self.steps.append(fault.end(until))
+        return self
+
+    def link_of(self, host: Host) -> Link:
+        """What can go wrong with the link between a host and the others."""
+        from testbed.experiment.faults.handles import Link
+
+        self._expect(host, ANY_HOST, "a link is that of")
+        return Link(host.name)
+
+    def storage_of(self, server: NbdServer) -> Storage:
+        """What can go wrong with the storage and the protocol of a server."""
+        from testbed.experiment.faults.handles import Storage
+
+        self._expect(server, NbdServer, "storage is that of")
+        return Storage(server.name)
+
+    def process_of(self, host: Host) -> Process:
+        """What can happen to the process that a host is."""
+        from testbed.experiment.faults.handles import Process
+
+        self._expect(host, ANY_HOST, "a process is that of")
+        return Process(host.name)
+
+    def memory_of(self, client: SwapClient) -> Memory:
+        """What can happen to the memory of a client."""
+        from testbed.experiment.faults.handles import Memory
+
+        self._expect(client, SwapClient, "memory is that of")
+        return Memory(client.name)
+
     @property
     def clients(self) -> list[SwapClient]:
         """The swap clients, in the order they were added."""
@@ -429,7 +483,7 @@ class Topology:
 
     def _attach(self, kind: Literal["bridge", "link"], hosts: tuple[Host, ...]) -> None:
         for host in hosts:
-            self._expect(host, (NbdServer, SwapClient, Neighbour), f"a {kind} joins")
+            self._expect(host, ANY_HOST, f"a {kind} joins")
             if any(known is host for segment in self.segments for known in segment.hosts):
                 raise TopologyError(f"{host.name}: it is connected already, and a host has one interface")
         if len({host.name for host in hosts}) < len(hosts):

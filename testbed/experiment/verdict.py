@@ -2,7 +2,7 @@
 
 `pass` needs every check; `deadlock` needs a stall that was watched to its end, on a rig whose own accounts are sound
 (the network worked, frames and pages add up, the switches did what they say); the rest is `fail`. Nothing but the
-check of the switches knows which patches were on.
+check of the switches knows which patches were on. What failed after faults were injected says which.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from testbed.experiment.checks import CHECKS, CheckFunction, Finding
 from testbed.experiment.deadlock import diagnose
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence
+from testbed.experiment.faults.injected import named, on
 from testbed.experiment.result import Check, Outcome
 
 MOST_SHOWN = 20
 """Clients whose evidence a check spells out."""
 SOUNDNESS = ("canary before", "conservation", "the switch took effect")
+BEFORE_FAULTS = "canary before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ def judge(run: RunEvidence) -> Verdict:
 
 
 def _check(name: str, function: CheckFunction, run: RunEvidence) -> Check:
-    findings = [_find(function, client, run) for client in run.clients]
+    findings = [_with_faults(name, _find(function, client, run), client, run) for client in run.clients]
     if len(findings) == 1:
         return Check(name, *findings[0])
     text = _by_client(run, findings)
@@ -69,9 +71,22 @@ def _find(function: CheckFunction, client: ClientEvidence, run: RunEvidence) -> 
         return False, f"could not be checked: no {missing}"
 
 
+def _with_faults(name: str, finding: Finding, client: ClientEvidence, run: RunEvidence) -> Finding:
+    """A failure, with the faults that can have had a part in it: all but one check look at what came after them."""
+    ok, words = finding
+    faults = [fault for fault in on(client.path | client.sources, run.faults) if str(fault) not in words]
+    if ok is not False or not faults or name == BEFORE_FAULTS:
+        return finding
+    return ok, f"{words} (faults: {named(faults)})"
+
+
 def _outcome(run: RunEvidence, checks: Sequence[Check]) -> Outcome:
     sound = all(check.ok for check in checks if check.name in SOUNDNESS)
-    stalls = [client.stall for client in run.clients if client.stall is not None]
-    if sound and any(diagnose(stall, run.stall_limit).deadlock for stall in stalls):
+    diagnoses = [
+        diagnose(client.stall, run.stall_limit, on(client.path, run.faults))
+        for client in run.clients
+        if client.stall is not None
+    ]
+    if sound and any(diagnosis.deadlock for diagnosis in diagnoses):
         return "deadlock"
     return "pass" if all(check.ok is not False for check in checks) else "fail"

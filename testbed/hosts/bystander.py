@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from testbed.hosts.real_buffer import enlarge
 from testbed.mm.memory import BusError, Killed, Memory, Vma
@@ -33,6 +34,30 @@ class Receiver:
         self.sk = sk
         self.real = real
         self.received = 0
+        self.reading = True
+        self._on_readable: Callable[[], object] | None = None
+
+    def _when_readable(self, callback: Callable[[], object]) -> None:
+        """Call `callback` whenever something has arrived, except while nobody may read."""
+        self._on_readable = callback
+        if self.reading:
+            asyncio.get_running_loop().add_reader(self.real.fileno(), callback)
+
+    def _forget_reader(self) -> None:
+        self._on_readable = None
+        asyncio.get_running_loop().remove_reader(self.real.fileno())
+
+    def stop_reading(self) -> None:
+        """Let whoever reads from this socket do so no more."""
+        self.reading = False
+        asyncio.get_running_loop().remove_reader(self.real.fileno())
+
+    def read_again(self) -> None:
+        """Let the reader go on."""
+        self.reading = True
+        if self._on_readable is not None:
+            self._when_readable(self._on_readable)
+            self._on_readable()
 
     def read(self, device: NetDevice) -> int:
         """Read from the real socket without waiting, and free what that held in the model; how much was read."""
@@ -40,16 +65,15 @@ class Receiver:
 
     def read_promptly(self, device: NetDevice) -> None:
         """Read whenever something arrives."""
-        asyncio.get_running_loop().add_reader(self.real.fileno(), self.read, device)
+        self._when_readable(partial(self.read, device))
 
     async def read_after_faulting(self, device: NetDevice, memory: Memory, vma: Vma, *, owned: bool) -> None:
         """Read as a task does that needs some of its own pages for every read, and may own the socket meanwhile.
 
         Raises KernelBug when that lets a reserve skb into the backlog of a kernel that does not expect it there.
         """
-        loop = asyncio.get_running_loop()
         readable = asyncio.Event()
-        loop.add_reader(self.real.fileno(), readable.set)
+        self._when_readable(readable.set)
         position = 0
         try:
             while True:
@@ -65,7 +89,7 @@ class Receiver:
         except (Killed, BusError):
             return
         finally:
-            loop.remove_reader(self.real.fileno())
+            self._forget_reader()
             memory.exit_mmap(vma)
 
     @contextlib.contextmanager
@@ -78,7 +102,7 @@ class Receiver:
 
     def drain(self, device: NetDevice) -> None:
         """At the end: count what the real socket still holds, and close it."""
-        asyncio.get_running_loop().remove_reader(self.real.fileno())
+        self._forget_reader()
         while self.read(device):
             pass
         self.real.close()

@@ -14,9 +14,21 @@ from functools import partial
 from typing import Any, Protocol
 
 from testbed.hosts.bystander import Bystander, Receiver, working_set
+from testbed.hosts.client_faults import ClientFaults
 from testbed.hosts.cpu_times import CpuClock, CpuTimes
 from testbed.hosts.ledger import Ledger
-from testbed.hosts.messages import Command, Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
+from testbed.hosts.messages import (
+    ClearFault,
+    Command,
+    Event,
+    Finished,
+    Message,
+    Ready,
+    Sample,
+    SetFault,
+    Shutdown,
+    StartWorkload,
+)
 from testbed.hosts.nbd_device import NbdConfig, NbdDevice
 from testbed.hosts.nbd_sock import SwapSocket
 from testbed.hosts.plan import BystanderPlan, ClientPlan
@@ -200,6 +212,7 @@ class EmulatedClient:
         self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
         self.bystanders = [self._bystander(bystander) for bystander in plan.bystanders]
         self.canary = self._udp_bystander("canary", plan.canary_port, CANARY_RCVBUF)
+        self.faults = ClientFaults(self.node, self.bystanders, self._event)
         self.progress = Progress()
         self.cpu_times = CpuTimes(cpu_clock)
         self.tasks: list[asyncio.Task[None]] = []
@@ -377,6 +390,10 @@ class EmulatedClient:
         """Carry out a command of the runner's."""
         if isinstance(command, StartWorkload):
             self._start_workload()
+        elif isinstance(command, SetFault):
+            self.faults.set(command)
+        elif isinstance(command, ClearFault):
+            self.faults.clear(command.number)
         elif isinstance(command, Shutdown):
             self.stopping.set()
 
@@ -456,6 +473,7 @@ class EmulatedClient:
     async def _stop(self) -> None:
         """End the tasks, then the kernel threads, and give every page back."""
         memory = self._gauges()
+        self.faults.close()
         for task in self.tasks:
             task.cancel()
         deadline = _now() + SETTLE_TIMEOUT

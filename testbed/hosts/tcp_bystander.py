@@ -63,6 +63,7 @@ class TcpBystander:
         self.port = port
         self.rcvbuf = rcvbuf
         self.connections: list[TcpConnection] = []
+        self.reading = True
         self._skb_memory = skb_memory
         self._prot = prot
         self._queues: dict[Peer, TcpReceiveQueue] = {}
@@ -93,8 +94,21 @@ class TcpBystander:
             return
         peer = int.from_bytes(socket.inet_aton(address), "big"), port
         connection = TcpConnection(self._queues[peer], real)
+        connection.reading = self.reading
         self.connections.append(connection)
         begin(connection)
+
+    def stop_reading(self) -> None:
+        """As `Receiver.stop_reading`, on all connections, later ones too."""
+        self.reading = False
+        for connection in self.connections:
+            connection.stop_reading()
+
+    def read_again(self) -> None:
+        """As `Receiver.read_again`."""
+        self.reading = True
+        for connection in self.connections:
+            connection.read_again()
 
     @property
     def received(self) -> int:

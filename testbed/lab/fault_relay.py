@@ -205,12 +205,11 @@ class _Relay:
         match command:
             case SetFault():
                 self._set(command)
-                self._say("fault_set", command.number)
+                self._say("fault_set", {"number": command.number})
             case ClearFault(number):
-                self._faults.clear(number)
                 for way in self.ways.values():
                     way.clear_netem(number)
-                self._say("fault_cleared", number)
+                self._say("fault_cleared", {"number": number} | self._faults.clear(number))
             case Shutdown():
                 self._over.set_result(None)
             case _:
@@ -230,8 +229,8 @@ class _Relay:
         except ValueError as error:
             raise LabError(f"{self._name}: {error}") from None
 
-    def _say(self, name: str, number: int) -> None:
-        self._channel.send(Event(self._name, self._loop.time(), name, {"number": number}))
+    def _say(self, name: str, fields: dict[str, int]) -> None:
+        self._channel.send(Event(self._name, self._loop.time(), name, fields))
 
     def _counters(self) -> dict[str, dict[str, Any]]:
         return {name: way.counters() for name, way in self.ways.items()}

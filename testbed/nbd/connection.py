@@ -142,7 +142,6 @@ class Connection:
 
     def _carry_out_with_care(self, events: list[Event]) -> bool:
         """The same while faults act, or while the server stops: one after the other, each reply by itself."""
-        self._careful = self._faults.acting
         for event in events:
             if isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
                 if not self._turn(event):
@@ -154,7 +153,9 @@ class Connection:
                     self._sock.sendall(data)
         for data in self._faulty.late():
             self._sock.sendall(data)
-        self._protocol.landing = _aside if self._careful else self._transmission.export.landing
+        acting = self._faults.acting
+        self._protocol.landing = _aside if acting else self._transmission.export.landing
+        self._careful = acting or (self._careful and self._protocol.writing)
         return True
 
     def _turn(self, event: ExportChosen | StartTls | Disconnect | Violation) -> bool:

@@ -182,6 +182,11 @@ class ServerProtocol:
         self._handshake.output.clear()
         return data
 
+    @property
+    def writing(self) -> bool:
+        """Is there a WRITE of whose payload some has not come yet?"""
+        return bool(self._payload)
+
     def next_buffers(self) -> list[memoryview]:
         """Where the next bytes of the stream belong, in order."""
         staging = self._staging[self._staged : STAGING_AFTER_LONG if self._long else STAGING]

@@ -96,8 +96,7 @@ class SimulatedFaultRelay:
             case SetFault():
                 self._set(command)
             case ClearFault(number):
-                self._faults.clear(number)
-                self._answer("fault_cleared", number)
+                self._answer("fault_cleared", {"number": number} | self._faults.clear(number))
             case Shutdown():
                 report = {"to": self._down.counters(), "from": self._up.counters()}
                 self._said.append(Finished(self.name, report))
@@ -109,10 +108,10 @@ class SimulatedFaultRelay:
         except ValueError as error:
             self._said.append(Failed(self.name, str(error)))
         else:
-            self._answer("fault_set", fault.number)
+            self._answer("fault_set", {"number": fault.number})
 
-    def _answer(self, name: str, number: int) -> None:
-        self._said.append(Event(self.name, self._loop.time(), name, {"number": number}))
+    def _answer(self, name: str, fields: dict[str, int]) -> None:
+        self._said.append(Event(self.name, self._loop.time(), name, fields))
 
     def messages(self) -> list[Message]:
         """What was said since the last call."""

@@ -220,6 +220,9 @@ def test_a_client_needs_a_workload_and_somebody_to_hear() -> None:
     assert "client: it needs a Neighbour" in refusal(topology)
 
 
+WITHOUT_FLOOD = {"swap_quiet", "thousand_clients", "cover_letter", "loss_latency", "noisy_client", "server_restart"}
+
+
 @pytest.mark.parametrize("path", TOPOLOGIES, ids=lambda path: path.stem)
 def test_the_topologies_we_ship_can_be_run(path: Path) -> None:
     topology, _ = load_topology(path)
@@ -227,7 +230,7 @@ def test_the_topologies_we_ship_can_be_run(path: Path) -> None:
     plan = resolve(topology)
     assert plan.warnings == ()
     assert plan.clients
-    if path.stem not in {"swap_quiet", "thousand_clients", "cover_letter"}:
+    if path.stem not in WITHOUT_FLOOD:
         assert {flood.target.host for flood in plan.floods} == {client.name for client in plan.clients}
 
 

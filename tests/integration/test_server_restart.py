@@ -73,8 +73,8 @@ class Restarting(Processes):
         self.server = self.start_server()
         self.running.append(self.server)
 
-    def tick(self) -> None:
-        super().tick()
+    def tick(self, most: float) -> None:
+        super().tick(most)
         if self.killed_at is None:
             if self.watching.latest.get("pswpin", 0) > 2000:
                 self.take_away()

@@ -71,7 +71,7 @@ def test_a_partition_and_its_end() -> None:
         said = listener.relay.messages()
         assert [(each.name, each.fields) for each in said if isinstance(each, Event)] == [
             ("fault_set", {"number": 1}),
-            ("fault_cleared", {"number": 1}),
+            ("fault_cleared", {"number": 1, "frames_lost": 5, "frames_altered": 0}),
         ]
         assert listener.report()["dropped"] == {"partition": 5}
 

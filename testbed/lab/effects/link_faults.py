@@ -45,7 +45,10 @@ class LinkFaults(Generic[Frame]):
         for way, effect in effects.items():
             self.stacks[way].add(number, effect, now)
 
-    def clear(self, number: int) -> None:
-        """End a fault, if there is one of that number."""
-        for stack in self.stacks.values():
-            stack.remove(number)
+    def clear(self, number: int) -> dict[str, int]:
+        """End a fault, if there is one of that number; how many frames it lost and altered."""
+        gone = [effect for stack in self.stacks.values() if (effect := stack.remove(number)) is not None]
+        return {
+            "frames_lost": sum(effect.drops.total() for effect in gone),
+            "frames_altered": sum(effect.altered for effect in gone),
+        }

@@ -41,15 +41,16 @@ class Stack(Generic[Frame]):
         self._places[number] = place = next(self._next_place)
         self._effects.append((place, effect))
 
-    def remove(self, number: int) -> bool:
-        """Take an effect away; False if there is none of that number."""
+    def remove(self, number: int) -> AnyEffect | None:
+        """Take an effect away and return it; None if there is none of that number."""
         place = self._places.pop(number, None)
         for index, (at, effect) in enumerate(self._effects):
             if at == place:
                 del self._effects[index]
                 self._gone += effect.drops
                 self._gone_altered += effect.altered
-        return place is not None
+                return effect
+        return None
 
     @property
     def idle(self) -> bool:
