@@ -77,6 +77,9 @@ class Connection:
             self._faults.before_negotiation()
             self._sock.sendall(protocol.data_to_send())
             while count := self._sock.recvmsg_into(protocol.next_buffers())[0]:
+                if self._faults.acting and not self._careful:
+                    self._careful = True
+                    protocol.landing = _aside
                 if not self._carry_out(protocol.received(count)):
                     return
         except HangUp as fault:
