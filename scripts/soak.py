@@ -36,7 +36,17 @@ def battered() -> Topology:
     topology = Topology("nemesis")
     server = topology.add(NbdServer("server", bandwidth="12M"))
     readers = [Bystander(count=2), Bystander(reader="prompt", count=1), Bystander(reader="faulting", count=1)]
-    client = topology.add(SwapClient("client", memory="16M", min_free_kbytes=1024, swap=server, bystanders=readers))
+    client = topology.add(
+        SwapClient(
+            "client",
+            memory="16M",
+            min_free_kbytes=1024,
+            swap=server,
+            bystanders=readers,
+            nbd_timeout=5,
+            nbd_dead_conn_timeout=10,
+        )
+    )
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
     topology.workload(client, LinearTouch(processes=8, total="48M", passes=2))
