@@ -19,10 +19,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.experiment import preflight
-from testbed.experiment.ablation.execution import attempt, on_real_sockets, on_virtual_time
 from testbed.experiment.arguments import Parser, RunOptions, add_condition_options, options_from
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.errors import CannotRun
+from testbed.experiment.execution import attempt, on_real_sockets, on_virtual_time
 from testbed.experiment.plan import resolve
 from testbed.experiment.report import STYLES, seconds, wide
 from testbed.experiment.result import Result

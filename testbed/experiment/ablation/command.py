@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,18 +17,20 @@ from rich.console import Console
 from rich.markup import escape
 
 from testbed.experiment import preflight
-from testbed.experiment.ablation.execution import OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.ablation.figure import NoFigure, draw
-from testbed.experiment.ablation.output import AblationDirectory, encode
-from testbed.experiment.ablation.progress import Progress
+from testbed.experiment.ablation.output import AblationDirectory
+from testbed.experiment.ablation.rows import name
 from testbed.experiment.ablation.study import Ablation, Study
 from testbed.experiment.ablation.table import show
-from testbed.experiment.ablation.trials import Key, Trial, Trials
+from testbed.experiment.ablation.trials import Key, Trial, Trials, how_it_ended
 from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.errors import CannotRun
+from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.load import load_topology
+from testbed.experiment.many_runs import as_file
 from testbed.experiment.plan import resolve
+from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.experiment.version import project_version
@@ -137,13 +139,16 @@ class _Rig:
     directory: AblationDirectory
     console: Console
 
-    def options_for(self, key: Key) -> RunOptions:
-        return replace(self.request.options, patches=key[0], seed=key[1], out=self.directory.for_run(key))
+    def job_for(self, key: Key) -> Job:
+        run_once = on_virtual_time if self.request.simulate else on_real_sockets
+        patches, seed = key
+        options = replace(self.request.options, patches=patches, seed=seed, out=self.directory.for_key(key))
+        return run_once, self.topology, options
 
-    def runner(self, progress: Progress) -> OneByOne | Workers:
+    def runner(self, progress: Progress) -> OneByOne[Key] | Workers[Key]:
         if self.request.simulate:
-            return Workers(on_virtual_time, self.topology, self.options_for, self.request.jobs)
-        return OneByOne(on_real_sockets, self.topology, self.options_for, progress.starting)
+            return Workers(self.job_for, self.request.jobs)
+        return OneByOne(self.job_for, lambda key: progress.starting(_named(frozenset(PATCHES) - key[0], key[1])))
 
 
 def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:
@@ -153,7 +158,7 @@ def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:
 
         def record(trial: Trial) -> None:
             rig.directory.record(trial)
-            progress.ended(trial)
+            progress.ended(_named(trial.off, trial.seed), trial.outcome, how_it_ended(trial))
 
         trials = Trials(run_many, rig.request.seeds, record)
         try:
@@ -165,6 +170,10 @@ def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:
         finally:
             study.conclude(trials, ablation)
     return None
+
+
+def _named(off: Iterable[int], seed: int) -> str:
+    return f"{name(sorted(off))}, seed {seed}"
 
 
 def _draw(ablation: Ablation, path: Path) -> str | None:
@@ -179,7 +188,7 @@ def _draw(ablation: Ablation, path: Path) -> str | None:
 
 def _publish(console: Console, ablation: Ablation, json: bool) -> None:
     if json:
-        sys.stdout.buffer.write(encode(ablation))
+        sys.stdout.buffer.write(as_file(ablation))
         sys.stdout.flush()
     if ablation.rows:
         show(console, ablation)

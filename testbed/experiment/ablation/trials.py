@@ -73,6 +73,17 @@ def survived(result: Result) -> bool | None:
     return held.issuperset(SURVIVAL)
 
 
+def how_it_ended(trial: Trial) -> str:
+    """What became of a run, after its outcome."""
+    if trial.outcome == "error":
+        return f": {trial.evidence}"
+    if trial.survived is None:
+        return f", cannot be judged ({', '.join(trial.failed_checks)})"
+    if trial.survived:
+        return f", survived in {trial.finished_after_s:.1f} s" if trial.finished_after_s else ", survived"
+    return f", stuck after {trial.stalled_after_s:.1f} s" if trial.stalled_after_s is not None else ", did not finish"
+
+
 class Trials:
     """All runs made so far; what was run once is not run again.
 

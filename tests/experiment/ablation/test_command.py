@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from testbed import cli
-from testbed.experiment import preflight
-from testbed.experiment.ablation import command, execution
+from testbed.experiment import execution, preflight
+from testbed.experiment.ablation import command
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.live import NoView

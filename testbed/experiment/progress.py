@@ -1,4 +1,4 @@
-"""An ablation as it goes: a line for each run that has ended and, on a terminal, one for the run that is under way."""
+"""Many runs as they go: a line for each that has ended and, on a terminal, one for the run that is under way."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
-from testbed.experiment.ablation.rows import name
-from testbed.experiment.ablation.trials import Key, Trial
 from testbed.experiment.report import STYLES
-from testbed.patches import PATCHES
+from testbed.experiment.result import Outcome
 
 
 class Progress:
@@ -26,19 +24,16 @@ class Progress:
         self._began = time.monotonic()
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
-    def starting(self, key: Key) -> None:
+    def starting(self, run: str) -> None:
         """A run begins."""
         if self._live is not None:
-            patches, seed = key
-            words = f"running {name(sorted(frozenset(PATCHES) - patches))}, seed {seed}"
-            self._live.update(Text(f"{self._elapsed()} {words}", style="dim"), refresh=True)
+            self._live.update(Text(f"{self._elapsed()} running {run}", style="dim"), refresh=True)
 
-    def ended(self, trial: Trial) -> None:
-        """A run has ended."""
+    def ended(self, run: str, outcome: Outcome, how: str) -> None:
+        """A run has ended; `how` goes on after its outcome."""
         self._ended += 1
         of = f"{self._ended}/{self._planned}" if self._ended <= self._planned else f"{self._ended}"
-        outcome = f"[{STYLES[trial.outcome]}]{trial.outcome}[/]"
-        self.say(f"[{of}] ", f"{name(trial.off)}, seed {trial.seed}: {outcome}{escape(how_it_ended(trial))}")
+        self.say(f"[{of}] ", f"{escape(run)}: [{STYLES[outcome]}]{outcome}[/]{escape(how)}")
 
     def say(self, *words: str) -> None:
         """A line of words; all but the last are not markup."""
@@ -59,14 +54,3 @@ class Progress:
     ) -> None:
         if self._live is not None:
             self._live.stop()
-
-
-def how_it_ended(trial: Trial) -> str:
-    """What became of a run, after its outcome."""
-    if trial.outcome == "error":
-        return f": {trial.evidence}"
-    if trial.survived is None:
-        return f", cannot be judged ({', '.join(trial.failed_checks)})"
-    if trial.survived:
-        return f", survived in {trial.finished_after_s:.1f} s" if trial.finished_after_s else ", survived"
-    return f", stuck after {trial.stalled_after_s:.1f} s" if trial.stalled_after_s is not None else ", did not finish"

@@ -1,4 +1,4 @@
-"""How the runs of an ablation are made: one after the other, or by several processes.
+"""How many runs are made: one after the other, or by several processes. What a run is called is the caller's choice.
 
 A run that breaks down gives a result with the outcome `error`, so that one of a hundred does not end them all.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
-from types import TracebackType
+from multiprocessing import active_children, get_context
+from types import FrameType, TracebackType
+from typing import Generic, NoReturn, TypeVar
 
-from testbed.experiment.ablation.trials import Key
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.command import run_once, simulate_once
 from testbed.experiment.errors import CannotRun
@@ -22,9 +22,11 @@ from testbed.experiment.result import Result
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
 
+Key = TypeVar("Key", bound=Hashable)
 RunOnce = Callable[[Topology, RunOptions], Result]
 """Makes one run. May raise CannotRun, LabError, TopologyError."""
-OptionsFor = Callable[[Key], RunOptions]
+Job = tuple[RunOnce, Topology, RunOptions]
+"""One run to be made: what `attempt` takes."""
 
 
 def on_real_sockets(topology: Topology, options: RunOptions) -> Result:
@@ -52,23 +54,19 @@ def attempt(run_once: RunOnce, topology: Topology, options: RunOptions) -> Resul
         )
 
 
-class OneByOne:
+class OneByOne(Generic[Key]):
     """Runs that follow each other in this process; `starting` is told of each before it starts."""
 
-    def __init__(
-        self, run_once: RunOnce, topology: Topology, options_for: OptionsFor, starting: Callable[[Key], None]
-    ) -> None:
-        self._run_once = run_once
-        self._topology = topology
-        self._options_for = options_for
+    def __init__(self, job_for: Callable[[Key], Job], starting: Callable[[Key], None]) -> None:
+        self._job_for = job_for
         self._starting = starting
 
     def __call__(self, keys: Sequence[Key]) -> Iterator[tuple[Key, Result]]:
         for key in keys:
             self._starting(key)
-            yield key, attempt(self._run_once, self._topology, self._options_for(key))
+            yield key, attempt(*self._job_for(key))
 
-    def __enter__(self) -> OneByOne:
+    def __enter__(self) -> OneByOne[Key]:
         return self
 
     def __exit__(
@@ -77,35 +75,46 @@ class OneByOne:
         return None
 
 
-class Workers:
-    """Runs in `jobs` processes, for runs that need nothing of this machine but its processors.
+class Workers(Generic[Key]):
+    """Runs in `count` processes (None: one for each processor). An interruption ends the runs that are under way."""
 
-    Ctrl-C is for the parent alone: workers end the run they are at, and get no other.
-    """
-
-    def __init__(self, run_once: RunOnce, topology: Topology, options_for: OptionsFor, jobs: int | None) -> None:
-        self._run_once = run_once
-        self._topology = topology
-        self._options_for = options_for
-        self._pool = ProcessPoolExecutor(jobs or os.cpu_count(), get_context("forkserver"), _ignore_interrupts)
+    def __init__(self, job_for: Callable[[Key], Job], count: int | None) -> None:
+        self._job_for = job_for
+        self._pool = ProcessPoolExecutor(count or os.cpu_count(), get_context("forkserver"), _ignore_interrupts)
 
     def __call__(self, keys: Sequence[Key]) -> Iterator[tuple[Key, Result]]:
-        started = {
-            self._pool.submit(attempt, self._run_once, self._topology, self._options_for(key)): key for key in keys
-        }
+        started = {self._pool.submit(_interruptible, self._job_for(key)): key for key in keys}
         try:
             for future in as_completed(started):
                 yield started[future], future.result()
         except BrokenProcessPool:
-            raise CannotRun("a worker process was killed: is there enough memory for so many --jobs?") from None
+            raise CannotRun("a worker process was killed: is there enough memory for so many at a time?") from None
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> Workers[Key]:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            for worker in active_children():
+                if worker.pid is not None:
+                    os.kill(worker.pid, signal.SIGINT)
         self._pool.shutdown(cancel_futures=True)
+
+
+def _interruptible(job: Job) -> Result:
+    """A run in a worker: the first interruption ends it, further ones do not disturb how it cleans up."""
+    signal.signal(signal.SIGINT, _interrupt_once)
+    try:
+        return attempt(*job)
+    finally:
+        _ignore_interrupts()
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    _ignore_interrupts()
+    raise KeyboardInterrupt
 
 
 def _ignore_interrupts() -> None:
