@@ -12,6 +12,7 @@ from testbed.experiment import leftovers, patch_tables
 from testbed.experiment.ablation import command as ablate
 from testbed.experiment.arguments import Parser, add_run_options, options_from
 from testbed.experiment.command import CANNOT_RUN, execute, simulate
+from testbed.experiment.compare import command as compare
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
 from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute, setup_per_zone_wmarks
@@ -29,6 +30,7 @@ def parser() -> Parser:
     run.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(run)
     ablate.add_arguments(commands.add_parser("ablate", help="find out what each patch is worth, and which are needed"))
+    compare.add_arguments(commands.add_parser("compare", help="run on several hosts, and see how far they agree"))
     simulation = commands.add_parser("simulate", help="the same on virtual time: no root, no network, repeatable")
     simulation.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(simulation)
@@ -115,7 +117,7 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
-_WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run}
+_WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run, "compare": compare.command}
 _RUNS = {"run": execute, "simulate": simulate}
 _OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean}
 

@@ -102,6 +102,7 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
     parser.add_argument("--flood", type=count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
     parser.add_argument("--flood-size", type=count(1), metavar="BYTES", help="whole Ethernet frame, without checksum")
+    parser.add_argument("--mtu", type=count(576), metavar="BYTES", help="largest packet on each client's link")
     parser.add_argument("--bystander-buffer", type=_size, metavar="SIZE", help="receive buffer of each bystander")
     parser.add_argument("--min-free-kbytes", type=count(1), metavar="N", help="size of the reserve, in KiB")
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
@@ -136,6 +137,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
             preset="vanilla" if space.vanilla else space.preset,
             slab=space.slab,
             host=space.host,
+            mtu=space.mtu,
         ),
         seed=secrets.randbelow(1 << 31) if space.seed is None else space.seed,
         time_limit=space.time_limit,

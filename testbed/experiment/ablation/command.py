@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from testbed.experiment import preflight
-from testbed.experiment.ablation.figure import NoFigure, draw
+from testbed.experiment.ablation.figure import draw
 from testbed.experiment.ablation.output import AblationDirectory
 from testbed.experiment.ablation.rows import name
 from testbed.experiment.ablation.study import Ablation, Study
@@ -25,6 +25,7 @@ from testbed.experiment.ablation.table import show
 from testbed.experiment.ablation.trials import Key, Trial, Trials, how_it_ended
 from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
+from testbed.experiment.drawing import NoFigure
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.load import load_topology
