@@ -79,9 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repetitions", type=count(1), default=1, metavar="N", help="runs on each host (default %(default)s)"
     )
-    parser.add_argument(
-        "--workers", type=count(1), default=1, metavar="N", help="runs at a time (default %(default)s)"
-    )
+    parser.add_argument("--workers", type=count(1), default=1, metavar="N", help="runs at a time (default %(default)s)")
     parser.add_argument("--cluster", metavar="ADDRESS", help="make the runs on this dask.distributed cluster")
     add_patch_options(parser)
     add_condition_options(parser)
@@ -101,7 +99,7 @@ def _hosts(text: str) -> tuple[Host, ...]:
 
 def command(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]) -> int:
     """Carry out `testbed compare`; `unknown` are words for the topology. Raises CannotRun, PatchError."""
-    options = options_from(space, str(space.topology or ""), words)
+    options = _of_one_kernel(options_from(space, str(space.topology or ""), words), space.preset)
     if space.host is not None:
         raise CannotRun("compare runs on several hosts: use --hosts")
     if space.grid == (space.topology is not None):
@@ -110,6 +108,11 @@ def command(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[s
         options = replace(options, seed=stored.seed)
     make = _grid if space.grid else _one
     return compare(make(space, unknown, options))
+
+
+def _of_one_kernel(options: RunOptions, preset: str) -> RunOptions:
+    """The options with that preset's rules whatever patches are off: a real kernel's rules do not change with them."""
+    return replace(options, overrides=replace(options.overrides, preset=preset))
 
 
 def _one(space: argparse.Namespace, unknown: Sequence[str], options: RunOptions) -> Task:

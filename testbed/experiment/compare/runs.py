@@ -52,8 +52,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """Conditions under which hosts are compared; `options` holds for all of its runs but for host, seed and directory.
-    """
+    """Conditions to compare hosts under; `options` holds for all of its runs but for host, seed and directory."""
 
     name: str
     topology: Topology
