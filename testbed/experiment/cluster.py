@@ -37,7 +37,7 @@ class Cluster(Generic[Key]):
         from distributed import as_completed
 
         started = {self._client.submit(attempt_apart, self._job_for(key), pure=False): key for key in keys}
-        for future in as_completed(started):
+        for future in as_completed(started, loop=self._client.loop):
             yield started[future], future.result()
 
     def __enter__(self) -> Cluster[Key]:

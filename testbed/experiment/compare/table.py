@@ -25,6 +25,7 @@ def show(console: Console, comparison: Comparison) -> None:
     else:
         console.print(_cells(comparison))
         for host in comparison.others:
+            console.print(f"cells by outcome: {comparison.reference} down, {host} across", highlight=False)
             console.print(_matrix(comparison, host))
         console.print(_by_condition(comparison))
     for each in comparison.refused:
@@ -83,7 +84,7 @@ def _matrix(comparison: Comparison, host: Host) -> Table:
         (_most(cell.outcomes[comparison.reference]), _most(cell.outcomes[host])) for cell in comparison.cells
     )
     met = sorted({outcome for pair in counts for outcome in pair})
-    table = Table(title=f"cells by outcome: {comparison.reference} down, {host} across", title_justify="left")
+    table = Table()
     table.add_column("")
     for outcome in met:
         table.add_column(outcome, justify="right")
