@@ -15,6 +15,7 @@ from testbed.experiment.command import CANNOT_RUN, execute, simulate
 from testbed.experiment.compare import command as compare
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
+from testbed.hosts.kernel import command as kernel
 from testbed.mm.watermarks import PAGE_SIZE, SERIES, compute, setup_per_zone_wmarks
 from testbed.mm.zone_layout import LAYOUTS, ZoneType, lowmem_reserve, zone_spans
 from testbed.nbd import serve
@@ -44,6 +45,7 @@ def parser() -> Parser:
     watermarks.add_argument("--series", choices=SERIES, default="3.6", help="kernel (default %(default)s)")
     watermarks.add_argument("--zones", choices=LAYOUTS, help="show each zone of this layout")
     watermarks.add_argument("--min-free-kbytes", type=int, metavar="N", help="instead of the kernel's own choice")
+    kernel.add_arguments(commands.add_parser("kernel", help="real kernels to stand in a client's place: make, list"))
     commands.add_parser("clean", help="remove what a crash left")
     return top
 
@@ -119,7 +121,7 @@ def _clean(_: argparse.Namespace) -> int:
 
 _WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run, "compare": compare.command}
 _RUNS = {"run": execute, "simulate": simulate}
-_OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean}
+_OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean, "kernel": kernel.run}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,7 +1,8 @@
 """Tests that need a privilege or a program, and what it means when those are not there.
 
-On anybody's machine such a test is skipped. With TESTBED_REQUIRE_ALL=1 (CI) a skip of a test marked `root` or
-`program` is a failure, so that nothing passes because it was never run; what no CI can have is listed here by name.
+On anybody's machine such a test is skipped. With TESTBED_REQUIRE_ALL=1 (CI) a skip of a test marked `root`, `program`
+or `kernel_image` is a failure, so that nothing passes because it was never run; what no CI can have is listed here by
+name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
+
+from testbed.hosts.kernel.catalogue import images
 
 settings.register_profile("reproducible", derandomize=True, deadline=None, database=None)
 settings.load_profile("reproducible")
@@ -37,6 +40,12 @@ def can_make_namespaces() -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@functools.cache
+def built_kernels() -> frozenset[str]:
+    """The slab allocators for which there is a kernel that we built."""
+    return frozenset(image.slab for image in images() if image.built)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("root") and not can_make_namespaces():
         pytest.skip("needs root: run it with sudo")
@@ -44,6 +53,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for name in marker.args:
             if shutil.which(name, path=SEARCH_PATH) is None:
                 pytest.skip(f"needs the program {name}: install it")
+    for marker in item.iter_markers("kernel_image"):
+        for slab in marker.args:
+            if slab not in built_kernels():
+                pytest.skip(f"needs a built kernel with {slab.upper()}: testbed kernel build --slab {slab}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,7 +66,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         os.environ.get("TESTBED_REQUIRE_ALL") == "1"
         and report.skipped
         and not hasattr(report, "wasxfail")
-        and any(item.get_closest_marker(name) for name in ("root", "program"))
+        and any(item.get_closest_marker(name) for name in ("root", "program", "kernel_image"))
     ):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         reason = reason.removeprefix("Skipped: ")

@@ -1,0 +1,1 @@
+"""A real Linux kernel, User Mode Linux, in the client's place."""
