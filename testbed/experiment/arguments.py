@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 
 from testbed.experiment.plan import Overrides
 from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
-from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
+from testbed.patches import DEFAULT_PRESET, KERNEL_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
 
 Expected = Literal["pass", "deadlock"]
@@ -94,8 +94,7 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        default=DEFAULT_PRESET,
-        help="the kernel: its patches and the rules of its version (default %(default)s)",
+        help=f"the kernel: its patches and the rules of its version (default {DEFAULT_PRESET}; a real one's: its own)",
     )
     parser.add_argument("--host", choices=CLIENT_HOSTS, help="what stands in the place of all clients")
     parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
@@ -134,7 +133,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
             min_free_kbytes=space.min_free_kbytes,
             workload_total=space.workload_total,
             tasks=space.tasks,
-            preset="vanilla" if space.vanilla else space.preset,
+            preset=_preset(space),
             slab=space.slab,
             host=space.host,
             mtu=space.mtu,
@@ -152,9 +151,16 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
     )
 
 
+def _preset(space: argparse.Namespace) -> str:
+    """Whose rules are followed: a real kernel's are those of its version, whatever patches are off."""
+    if space.host == "kernel":
+        return KERNEL_PRESET
+    return "vanilla" if space.vanilla else space.preset or DEFAULT_PRESET
+
+
 def _patches(space: argparse.Namespace) -> frozenset[int]:
     """The patches that are on: the preset's, less those turned off."""
-    if space.vanilla or not PRESETS[space.preset].patches:
+    if space.vanilla or not PRESETS[space.preset or DEFAULT_PRESET].patches:
         return enabled(PATCHES)
     return enabled(space.without, force=space.force)
 

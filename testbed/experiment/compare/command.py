@@ -44,10 +44,9 @@ from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
 from testbed.experiment.topology import TopologyError
 from testbed.experiment.version import project_version
+from testbed.patches import KERNEL_PRESET
 
 DEFAULT_HOSTS: tuple[Host, ...] = ("emulated", "kernel")
-PRESET = "6.1"
-"""The rules of the kernel that stands in the client's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help="make the runs on this dask.distributed cluster")
     add_patch_options(parser)
     add_condition_options(parser)
-    parser.set_defaults(preset=PRESET, expect="pass", trace=False)
+    parser.set_defaults(preset=KERNEL_PRESET, expect="pass", trace=False)
 
 
 def _hosts(text: str) -> tuple[Host, ...]:
