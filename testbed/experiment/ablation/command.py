@@ -169,7 +169,7 @@ class _Rig:
         if self.host is not None:
             options = replace(options, overrides=replace(options.overrides, host=self.host))
         if patches and options.overrides.host == "kernel":
-            patches |= self.request.refused.keys()
+            patches = patches.union(self.request.refused)
         directory = self.directory.for_key(key, self.host or "")
         return run_once, self.topology, replace(options, patches=patches, seed=seed, out=directory)
 
