@@ -44,9 +44,7 @@ class PacketSocket:
     def shut(self) -> None:
         """Take no more frames."""
         code = ctypes.create_string_buffer(_RETURN_0)
-        self._socket.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("=H6xQ", 1, ctypes.addressof(code))
-        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("=H6xQ", 1, ctypes.addressof(code)))
 
     def drain(self) -> int:
         """Take out what nobody has fetched; how many frames that were."""

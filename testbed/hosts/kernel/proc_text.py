@@ -55,9 +55,7 @@ def tables(text: str) -> dict[str, dict[str, int]]:
 def net_dev(text: str) -> dict[str, dict[str, int]]:
     """/proc/net/dev by interface."""
     rows = (line.partition(":") for line in text.splitlines()[2:])
-    return {
-        name.strip(): dict(zip(_DEV_COLUMNS, map(int, values.split()), strict=False)) for name, _, values in rows
-    }
+    return {name.strip(): dict(zip(_DEV_COLUMNS, map(int, values.split()), strict=False)) for name, _, values in rows}
 
 
 def udp_drops(text: str) -> dict[int, int]:

@@ -176,8 +176,7 @@ def _workload(account: Account) -> dict[str, int]:
 
 
 def _times(work: Work, progress: dict[str, int]) -> dict[str, float | None]:
-    """User time is that of so many undisturbed touches, system time all else that the guest's processor was busy with.
-    """
+    """User time is that of so many undisturbed touches, system time all else that the guest's processor did."""
     if work.started is None or work.ended is None:
         return {"user_s": None, "system_s": None, "elapsed_s": None}
     busy = sum(

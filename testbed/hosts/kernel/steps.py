@@ -42,9 +42,7 @@ def unsupported(plan: ClientPlan) -> str | None:
     return None
 
 
-def setup(
-    plan: ClientPlan, neighbours: Iterable[tuple[str, str]], modules: Iterable[Path]
-) -> Iterator[str]:
+def setup(plan: ClientPlan, neighbours: Iterable[tuple[str, str]], modules: Iterable[Path]) -> Iterator[str]:
     """The lines that make the guest the plan's client. `neighbours` are addresses and MAC addresses."""
     for module in modules:
         yield f"module /{module.name}" + (f" {NBD_PARAMETERS}" if module.stem == "nbd" else "")

@@ -1,8 +1,9 @@
 """User Mode Linux as a process of ours: a kernel image, its root directory, its console and its control line.
 
 Its addresses are not randomized: the gap that this leaves behind the program would count as memory of the guest, and
-its tables would be made for hundreds of megabytes that are not there. The console and the control line are socket pairs, whose other ends belong to whoever started it. The kernel kills the
-process when the thread that started it ends, and its helpers go with it, since they are traced by it.
+its tables would be made for hundreds of megabytes that are not there. The console and the control line are socket
+pairs, whose other ends belong to whoever started it. The kernel kills the process when the thread that started it
+ends, and its helpers go with it, since they are traced by it.
 """
 
 from __future__ import annotations
