@@ -375,6 +375,7 @@ class Coordinator:
             stall=client.stall,
             flood_asked=any(client.plan.name in flood.plan.targets for flood in self.floods),
             flood_sent=sum(sent) if sent else None,
+            host=client.plan.host,
         )
 
     def _sent_to(self, name: str) -> Iterator[int]:

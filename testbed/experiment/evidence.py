@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from testbed.hosts.plan import ClientHost
+
 PROGRESS_COUNTERS = ("swap_completions", "pgsteal_kswapd", "pgsteal_direct", "touches")
 """A client that moves at all moves one of these: NBD replies to swap requests, pages reclaim has freed, pages its
 tasks have touched."""
@@ -57,7 +59,7 @@ class Stall:
 class ClientEvidence:
     """What was seen of one client; None for what was not seen.
 
-    `ring` is its number of receive descriptors, `acting` the patches that can act on it.
+    `ring` is its number of receive descriptors, `acting` the patches that can act on it, `host` what it is.
     """
 
     name: str
@@ -70,6 +72,7 @@ class ClientEvidence:
     stall: Stall | None = None
     flood_asked: bool = False
     flood_sent: int | None = None
+    host: ClientHost = "emulated"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from multiprocess.connection import wait
@@ -13,6 +14,9 @@ from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRec
 from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
 from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan, StreamPlan
+from testbed.hosts.kernel.catalogue import choose
+from testbed.hosts.kernel.client import KernelClientSpec, kernel_client_main
+from testbed.hosts.kernel.guest_program import guest_program
 from testbed.hosts.messages import Shutdown
 from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
 from testbed.hosts.plan import ClientPlan, ServerPlan
@@ -111,15 +115,33 @@ class _Start:
     def _client(self, plan: ClientPlan, source: NeighbourPlan) -> None:
         if plan.name in self._exports:
             plan = replace(plan, swap=replace(plan.swap, export=self._exports[plan.name]))
-        host, nic = self.network.hosts[plan.name], self.network.nics[plan.name]
-        spec = SwapClientSpec(plan, self.coordinator.patches, self.seed, host)
-        process = self.processes.spawn(plan.name, swap_client_main, spec, [nic, host])
+        process = self._kernel(plan) if plan.host == "kernel" else self._emulated(plan)
         name = f"canary for {plan.name}"
         profile = CanaryProfile(plan.interface.address, plan.canary_port)
         canary = self.processes.spawn(
             name, flood_main, FloodSpec(name, "eth0", (), profile), [self.network.hosts[source.name]]
         )
         self.coordinator.add_client(plan, process, canary)
+
+    def _emulated(self, plan: ClientPlan) -> HostProcess:
+        host, nic = self.network.hosts[plan.name], self.network.nics[plan.name]
+        spec = SwapClientSpec(plan, self.coordinator.patches, self.seed, host)
+        return self.processes.spawn(plan.name, swap_client_main, spec, [nic, host])
+
+    def _kernel(self, plan: ClientPlan) -> HostProcess:
+        image, parameters = choose(plan.slab, self.coordinator.patches)
+        directory = self._stack.enter_context(temporary_directory())
+        spec = KernelClientSpec(
+            plan=plan,
+            image=image,
+            parameters=parameters,
+            program=guest_program(),
+            seed=self.seed,
+            neighbours=self.network.known_to(plan),
+            directory=directory,
+            console=Path(plan.console) if plan.console else directory / "console.log",
+        )
+        return self.processes.spawn(plan.name, kernel_client_main, spec, [self.network.hosts[plan.name]])
 
     def _floods(self, neighbour: NeighbourPlan) -> None:
         for traffic in neighbour.by_start():

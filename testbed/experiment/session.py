@@ -83,6 +83,7 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
             recorder = Recorder(directory, watching)
             if options.trace:
                 plan = _traced(plan, directory)
+            plan = _logged(plan, directory)
             try:
                 limits = Limits(options.time_limit, options.stall_limit)
                 record = execute(plan, options.patches, options.seed, limits, recorder)
@@ -104,6 +105,17 @@ def _traced(plan: Plan, directory: RunDirectory) -> Plan:
     clients = tuple(
         replace(client, trace=TracePlan(str(directory.file(f"trace-{client.name}")), number))
         for number, client in enumerate(plan.clients)
+    )
+    return replace(plan, clients=clients)
+
+
+def _logged(plan: Plan, directory: RunDirectory) -> Plan:
+    """The plan with a console log of each kernel, `console-CLIENT.log`."""
+    clients = tuple(
+        replace(client, console=str(directory.file(f"console-{client.name}.log")))
+        if client.host == "kernel"
+        else client
+        for client in plan.clients
     )
     return replace(plan, clients=clients)
 
