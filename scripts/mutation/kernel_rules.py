@@ -120,7 +120,7 @@ KERNEL_RULES = (
     *_stuck("swap_readahead", "mm/memory.py", 'rules.swap_readahead == "vma"', OFF_ON, VECTORS),
     *_stuck("nr_requests", "hosts/nbd_device.py", "rules.nr_requests", ("64", "256"), NBD),
     *_stuck("shared_tags", "hosts/nbd_device.py", "rules.shared_tags", OFF_ON, VECTORS),
-    *_stuck("max_sectors_kb", "hosts/nbd_device.py", "rules.max_sectors_kb", ("127.5", "1280"), VECTORS),
+    *_stuck("max_sectors_kb", "hosts/nbd_device.py", "rules.max_sectors_kb", ("127.5", "128"), VECTORS),
     *_stuck("rx_buffer", "net/skbuff.py", 'rules.rx_buffer == "fragment"', OFF_ON, DRIVER),
     *_stuck("build_skb_pfmemalloc", "net/skbuff.py", "self.switches.rules.build_skb_pfmemalloc", OFF_ON, DRIVER),
     *_stuck("page_frag_order", "net/page_frag.py", "self.switches.rules.page_frag_order", ("0", "3"), FRAG),
