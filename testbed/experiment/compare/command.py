@@ -129,8 +129,10 @@ def _grid(space: argparse.Namespace, unknown: Sequence[str], options: RunOptions
     """A comparison on the grid, or on a sample of it."""
     if unknown:
         raise CannotRun(f"unrecognized arguments: {' '.join(unknown)} (see testbed compare --help)")
-    if set_here := [name for name in grid.DIMENSIONS if getattr(options.overrides, name, None) is not None]:
+    if set_here := [name for name in grid.SETS if getattr(options.overrides, name) is not None]:
         raise CannotRun(f"the grid sets {', '.join(set_here)} itself")
+    if options.without:
+        raise CannotRun("the grid has cells with the patches and cells without: it takes no --vanilla or --without")
     cells, refused = grid.choose(options, space.cells, options.seed)
     return Task("grid", cells, refused, *_who(space), options)
 

@@ -69,6 +69,8 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "patched": (True, False),
 }
 DIMENSIONS = tuple(item.name for item in fields(Point))
+SETS = ("memory", "min_free_kbytes", "flood", "flood_size", "tasks", "bystander_buffer", "workload_total", "mtu")
+"""What a point decides, and the command line cannot."""
 
 
 def whole_grid() -> list[Point]:
