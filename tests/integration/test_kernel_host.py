@@ -98,7 +98,7 @@ def test_nothing_of_a_guest_is_left_however_the_run_ends(number: signal.Signals,
     command = [sys.executable, "-m", "testbed.cli", "run", str(TOPOLOGIES / "swap_quiet.py"), "--host", "kernel"]
     command += ["--out", str(tmp_path / "run")]
     with (tmp_path / "output").open("wb") as output:
-        runner = subprocess.Popen(command, stdout=output, stderr=output, cwd=tmp_path)
+        runner = subprocess.Popen(command, stdout=output, stderr=output, cwd=TOPOLOGIES.parent)
     try:
         events = tmp_path / "run" / "events.jsonl"
         eventually(lambda: events.exists() and b"workload_started" in events.read_bytes(), 60.0, "the workload")
