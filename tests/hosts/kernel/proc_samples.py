@@ -22,12 +22,12 @@ pswpin 65478
 pswpout 92867
 oom_kill 0
 """
-NBD_STAT = "    9000   56478   523824   12345     4000   88868   742944   54321        3    30000    66666        0        0\n"
+NBD_STAT = "    9000   56478   523824   12345     4000   88868   742944   54321        3    30000    66666        0\n"
 NET_DEV = """\
 Inter-|   Receive                                                |  Transmit
- face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
-    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0
-  vec0: 440000000  524526    0    7    0     0          0         0 400000000   67504    0    1    0     0       0          0
+ face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed
+    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0      0
+  vec0: 440000000  524526    0    7    0     0          0         0 400000000   67504    0    1    0     0       0    0
 """
 SNMP = """\
 Ip: Forwarding DefaultTTL InReceives

@@ -48,7 +48,15 @@ def test_each_counter_has_its_source(name: str) -> None:
 
 def test_a_guest_that_has_said_nothing_has_all_that_the_coordinator_needs() -> None:
     silent = GuestCounters().snapshot()
-    needed = {*PROGRESS_COUNTERS, "tasks_waiting", "canary_received", "nr_free_pages", "nr_writeback", "pswpin", "pswpout"}
+    needed = {
+        *PROGRESS_COUNTERS,
+        "tasks_waiting",
+        "canary_received",
+        "nr_free_pages",
+        "nr_writeback",
+        "pswpin",
+        "pswpout",
+    }
     assert needed <= set(silent)
     assert set(silent.values()) == {0}
 

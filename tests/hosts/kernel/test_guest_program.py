@@ -20,7 +20,17 @@ def test_it_compiles_without_a_warning_and_only_once(tmp_path: Path) -> None:
     assert program.stat().st_mtime_ns == before
     assert [each.name for each in tmp_path.iterdir()] == [program.name]
     sources = sorted(module.SOURCES.glob("*.c"))
-    command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-o", str(tmp_path / "strict"), *map(str, sources)]
+    command = [
+        "gcc",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-static",
+        "-o",
+        str(tmp_path / "strict"),
+        *map(str, sources),
+    ]
     subprocess.run(command, check=True)
 
 

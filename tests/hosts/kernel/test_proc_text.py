@@ -63,7 +63,9 @@ def test_a_built_kernels_switches() -> None:
     assert switches["kmalloc_reserve"] == Switch(on=True, count=700)
 
 
-@pytest.mark.parametrize("name", ["vmstat", "meminfo", "net/snmp", "net/netstat", "net/dev", "net/softnet_stat", "stat"])
+@pytest.mark.parametrize(
+    "name", ["vmstat", "meminfo", "net/snmp", "net/netstat", "net/dev", "net/softnet_stat", "stat"]
+)
 def test_this_machines_own_files_can_be_read(name: str) -> None:
     path = Path("/proc") / name
     if not path.exists():

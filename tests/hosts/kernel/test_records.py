@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def test_any_cut_gives_the_same_records(records: list[Record], cuts: list[int]) 
     stream = b"".join(f"{each.name} {len(each.text)}\n{each.text}".encode() for each in records)
     reader = RecordReader()
     places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    heard = [record for start, end in zip(places, places[1:], strict=False) for record in reader.feed(stream[start:end])]
+    heard = [record for start, end in pairwise(places) for record in reader.feed(stream[start:end])]
     assert heard == records
 
 

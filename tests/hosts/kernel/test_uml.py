@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from testbed.hosts.kernel import uml
 from testbed.hosts.kernel.uml import Machine, command_line, memory_directory, root_directory
 from testbed.lab.errors import LabError
 
@@ -33,6 +32,6 @@ def test_the_root_directory_has_an_init_its_modules_and_mount_points(tmp_path: P
 
 def test_no_room_for_the_guests_memory_is_said_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.statvfs_result((4096, 4096, 10, 10, 10, 0, 0, 0, 0, 255))
-    monkeypatch.setattr(uml.os, "statvfs", lambda path: full)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(LabError, match="needs 160 MiB in /dev/shm"):
         memory_directory(128 << 20)
