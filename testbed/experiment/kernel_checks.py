@@ -90,6 +90,15 @@ KERNEL_CHECKS: dict[str, CheckFunction] = {
 }
 
 
+def kernel_findings(run: RunEvidence) -> list[str]:
+    """What a reader of the result should know of the kernels that ran, in lines."""
+    return [
+        f"{client.name}: {NO_PART}; a kernel from testbed kernel build does"
+        for client in run.clients
+        if client.host == "kernel" and client.flood_asked and client.report and not _takes_part(client.report)
+    ]
+
+
 def _takes_part(report: Mapping[str, Any] | None) -> bool:
     return bool(section(report, "kernel").get("built"))
 

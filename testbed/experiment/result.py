@@ -99,7 +99,8 @@ class Witness(msgspec.Struct):
 
 class ClientResult(msgspec.Struct):
     """One client's own numbers. `stalled_after_s` is when it last moved, from the start of the workload; None if it
-    did not stall."""
+    did not stall. `kernel` tells which real kernel ran in its place, and what was seen of it if it hung; empty for a
+    model."""
 
     name: str
     counters: dict[str, int]
@@ -110,6 +111,7 @@ class ClientResult(msgspec.Struct):
     witnesses: dict[str, Witness] = {}
     stalled_after_s: float | None = None
     times: Times = msgspec.field(default_factory=Times)
+    kernel: dict[str, Any] = {}
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -164,6 +166,7 @@ def client_result(name: str, report: Mapping[str, Any], stalled_after_s: float |
         witnesses=section("witnesses", dict[str, Witness]),
         stalled_after_s=stalled_after_s,
         times=section("times", Times),
+        kernel=dict(report.get("kernel") or {}),
     )
 
 

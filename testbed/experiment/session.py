@@ -12,6 +12,7 @@ from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
+from testbed.experiment.kernel_checks import kernel_findings
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.live import View, watch
 from testbed.experiment.output import RunDirectory
@@ -145,7 +146,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         arguments=options.as_arguments(),
         clients=clients,
         limits=limits_reached(plan, record.evidence),
-        warnings=[*plan.warnings, *without_base(options.patches)],
+        warnings=[*plan.warnings, *without_base(options.patches), *kernel_findings(record.evidence)],
         topology=plan.name,
         version=project_version(),
         simulated=record.simulated,

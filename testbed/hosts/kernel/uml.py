@@ -2,8 +2,8 @@
 
 Its addresses are not randomized: the gap that this leaves behind the program would count as memory of the guest, and
 its tables would be made for hundreds of megabytes that are not there. The console and the control line are socket
-pairs, whose other ends belong to whoever started it. The kernel kills the process when the thread that started it
-ends, and its helpers go with it, since they are traced by it.
+pairs, whose other ends belong to whoever started it. A guest's processes are processes here, too, and outlive their
+kernel when that is killed: it gets a pid namespace of its own, with which all of them end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.hosts.kernel.proc_text import USER_HZ
+from testbed.hosts.server_program import OWN_PIDS
 from testbed.lab.errors import LabError
 from testbed.lab.linux import die_with_parent, keep_addresses
 
@@ -80,6 +81,7 @@ class UserModeLinux:
 
     def __init__(self, machine: Machine, directory: Path) -> None:
         self.directory = directory
+        self._pid: int | None = None
         self.console, console = socket.socketpair()
         self.control, control = socket.socketpair()
         parent = os.getpid()
@@ -90,7 +92,7 @@ class UserModeLinux:
 
         try:
             self._process = subprocess.Popen(
-                command_line(machine, directory, console.fileno(), control.fileno()),
+                [*OWN_PIDS, *command_line(machine, directory, console.fileno(), control.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=console.fileno(),
                 stderr=console.fileno(),
@@ -109,8 +111,14 @@ class UserModeLinux:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
-        return self._process.pid
+        """Its process id, as seen from here. Raises LabError when it has ended."""
+        if self._pid is None:
+            starter = self._process.pid
+            try:
+                self._pid = int(Path(f"/proc/{starter}/task/{starter}/children").read_text().split()[0])
+            except (OSError, IndexError):
+                raise LabError("User Mode Linux has ended (see the console log)") from None
+        return self._pid
 
     @property
     def alive(self) -> bool:
@@ -126,7 +134,7 @@ class UserModeLinux:
         """CPU time of its kernel so far, seconds; 0 when it has ended."""
         try:
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
+        except (OSError, LabError):
             return 0.0
         return (int(fields[11]) + int(fields[12])) / USER_HZ
 
@@ -139,8 +147,7 @@ class UserModeLinux:
     def kill(self) -> None:
         """End it and all its helpers."""
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
