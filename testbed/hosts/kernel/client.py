@@ -80,7 +80,8 @@ class KernelClient:
         plan, spec = self.plan, self.spec
         modules = _modules(spec.image)
         root_directory(spec.directory, spec.program, modules)
-        machine = Machine(spec.image.path, spec.parameters, plan.memory, WIRE, plan.interface.mac, plan.ring)
+        mac, mtu = plan.interface.mac, plan.interface.mtu
+        machine = Machine(spec.image.path, spec.parameters, plan.memory, WIRE, mac, mtu, plan.ring)
         self.guest = Guest(machine, spec.directory, spec.console)
         try:
             self.guest.answer("boot", BOOT_S)

@@ -34,13 +34,14 @@ _MOUNT_POINTS = ("dev", "proc", "sys")
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What a guest is made of: its image, its boot parameters, `memory` in bytes, and the interface of this namespace
-    that its own, with address `mac` and a vector of `depth` frames, receives from."""
+    that its own, with address `mac`, packets of up to `mtu` bytes and a vector of `depth` frames, receives from."""
 
     image: Path
     parameters: tuple[str, ...]
     memory: int
     interface: str
     mac: str
+    mtu: int
     depth: int
 
 
@@ -57,7 +58,9 @@ def root_directory(directory: Path, program: Path, modules: Sequence[Path] = ())
 
 def command_line(machine: Machine, directory: Path, console: int, control: int) -> list[str]:
     """The words that start it; `console` and `control` are descriptors."""
-    vector = f"transport=raw,ifname={machine.interface},depth={machine.depth},mac={machine.mac},gro=0,vec=1"
+    vector = (
+        f"transport=raw,ifname={machine.interface},depth={machine.depth},mac={machine.mac},mtu={machine.mtu},gro=0,vec=1"
+    )
     return [
         str(machine.image),
         f"mem={machine.memory >> 10}k",

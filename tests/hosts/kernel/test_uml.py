@@ -10,14 +10,14 @@ import pytest
 from testbed.hosts.kernel.uml import Machine, command_line, memory_directory, root_directory
 from testbed.lab.errors import LabError
 
-MACHINE = Machine(Path("/k/linux"), ("testbed.sock_memalloc=0",), 128 << 20, "wire0", "02:00:0a:00:00:02", 128)
+MACHINE = Machine(Path("/k/linux"), ("testbed.sock_memalloc=0",), 128 << 20, "wire0", "02:00:0a:00:00:02", 9000, 128)
 
 
 def test_the_command_line_has_memory_root_consoles_network_and_parameters() -> None:
     words = command_line(MACHINE, Path("/d"), console=5, control=7)
     assert words[0] == "/k/linux"
     assert {"mem=131072k", "rootfstype=hostfs", "rootflags=/d/root", "con0=fd:5,fd:5", "con1=fd:7,fd:7"} <= set(words)
-    assert "vec0:transport=raw,ifname=wire0,depth=128,mac=02:00:0a:00:00:02,gro=0,vec=1" in words
+    assert "vec0:transport=raw,ifname=wire0,depth=128,mac=02:00:0a:00:00:02,mtu=9000,gro=0,vec=1" in words
     assert {"uml_dir=/d/", "umid=guest"} <= set(words)
     assert words[-1] == "testbed.sock_memalloc=0"
 
