@@ -12,6 +12,7 @@ from testbed.experiment import leftovers, patch_tables
 from testbed.experiment.ablation import command as ablate
 from testbed.experiment.arguments import Parser, add_run_options, options_from
 from testbed.experiment.command import CANNOT_RUN, execute, simulate
+from testbed.experiment.compare import command as compare
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.load import load_topology
 from testbed.experiment.search import command as search
@@ -32,6 +33,7 @@ def parser() -> Parser:
     add_run_options(run)
     ablate.add_arguments(commands.add_parser("ablate", help="find out what each patch is worth, and which are needed"))
     search.add_arguments(commands.add_parser("search", help="find out how much of something a host survives"))
+    compare.add_arguments(commands.add_parser("compare", help="run on several hosts, and see how far they agree"))
     simulation = commands.add_parser("simulate", help="the same on virtual time: no root, no network, repeatable")
     simulation.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
     add_run_options(simulation)
@@ -119,7 +121,13 @@ def _clean(_: argparse.Namespace) -> int:
     return 0
 
 
-_WITH_TOPOLOGY = {"run": _run, "simulate": _run, "ablate": ablate.run, "search": search.run}
+_WITH_TOPOLOGY = {
+    "run": _run,
+    "simulate": _run,
+    "ablate": ablate.run,
+    "compare": compare.command,
+    "search": search.run,
+}
 _RUNS = {"run": execute, "simulate": simulate}
 _OTHERS = {"serve": serve.run, "patches": _patches, "watermarks": _watermarks, "clean": _clean, "kernel": kernel.run}
 

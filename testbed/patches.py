@@ -79,6 +79,8 @@ PRESETS: dict[str, Preset] = {
     "6.1": Preset("6.1, a kernel of today", frozenset(PATCHES), LINUX_6_1),
 }
 DEFAULT_PRESET = "v9"
+KERNEL_PRESET = "6.1"
+"""The one whose rules are those of the real kernel that can stand in a client's place."""
 
 WITHOUT_BASE: dict[tuple[int, int], str] = {
     (3, 2): "no slab is marked, so the check it leaves out would never have refused anything",

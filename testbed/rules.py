@@ -90,7 +90,7 @@ class Rules:
     )
     nr_requests: int = _rule(128, "requests in flight in each direction until the submitter sleeps")
     shared_tags: bool = _rule(False, "reads and writes share the requests (blk-mq) instead of having so many each")
-    max_sectors_kb: float = _rule(127.5, "the largest request, KiB")
+    max_sectors_kb: float = _rule(127.5, "the largest request, KiB (3.10: nbd makes it a whole number of pages)")
     # --- network ---
     rx_buffer: Literal["kmalloc", "fragment"] = _rule(
         "kmalloc", "a linear receive buffer is a slab object, or (3.5) cut from a page"
@@ -152,7 +152,7 @@ LINUX_6_1 = Rules(
     writeback_activates=True,
     swap_readahead="vma",
     shared_tags=True,
-    max_sectors_kb=1280,
+    max_sectors_kb=128,
     rx_buffer="fragment",
     build_skb_pfmemalloc=True,
     page_frag_order=3,

@@ -419,7 +419,7 @@ def test_128_requests_for_each_direction_or_with_blk_mq_for_both(preset: str, wa
     simulate(main())
 
 
-@pytest.mark.parametrize(("preset", "lengths"), [("3.6", [31] * 12 + [28]), ("6.1", [320, 80])])
+@pytest.mark.parametrize(("preset", "lengths"), [("3.6", [31] * 12 + [28]), ("6.1", [32] * 12 + [16])])
 def test_the_largest_request(preset: str, lengths: list[int]) -> None:
     async def main() -> None:
         device = NbdDevice(switches_of(preset))

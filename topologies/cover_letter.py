@@ -1,8 +1,9 @@
 """The swap test of the series' cover letter: eight tasks per CPU map four times RAM, write it, and read it linearly.
 
 Run directly, it makes the letter's four cases, SLAB and SLUB without and with the series, and prints their table;
-`--simulate` does that on virtual time, `--memory` says how much RAM (the letter: 2G; default 64M). With `testbed run`
-it is a topology like any other. `--cpus N` (default 2) and `--passes N` (default 1, reads of everything) go with both.
+`--simulate` does that on virtual time, `--host kernel` on a real kernel and on the model, `--memory` says how much RAM
+(the letter: 2G; default 64M). With `testbed run` it is a topology like any other. `--cpus N` (default 2) and
+`--passes N` (default 1, reads of everything) go with both.
 """
 
 import sys

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from testbed.hosts.kernel.switches import SWITCHES
 from testbed.hosts.plan import ClientPlan
 from testbed.patches import PATCHES
 
@@ -23,6 +24,11 @@ _NEEDS: dict[int, Callable[[ClientPlan], bool]] = {
 def acting(clients: Iterable[ClientPlan]) -> frozenset[int]:
     """The numbers of the patches that can act on at least one of these clients."""
     known = list(clients)
-    return frozenset(
-        number for number in PATCHES if number not in _NEEDS or any(_NEEDS[number](client) for client in known)
-    )
+    return frozenset(number for number in PATCHES if any(_acts(number, client) for client in known))
+
+
+def _acts(number: int, client: ClientPlan) -> bool:
+    """A patch acts on a real kernel if that can do without it."""
+    if client.host == "kernel":
+        return any(switch.patch == number and switch.slab in (None, client.slab) for switch in SWITCHES)
+    return number not in _NEEDS or _NEEDS[number](client)

@@ -20,7 +20,7 @@ from testbed.experiment.faults.step import Layer
 from testbed.experiment.plan import Overrides
 from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
 from testbed.lab.pcapng import SNAPLEN
-from testbed.patches import DEFAULT_PRESET, PATCHES, PRESETS, PatchError, enabled
+from testbed.patches import DEFAULT_PRESET, KERNEL_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
 
 Expected = Literal["pass", "deadlock"]
@@ -106,14 +106,14 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        default=DEFAULT_PRESET,
-        help="the kernel: its patches and the rules of its version (default %(default)s)",
+        help=f"the kernel: its patches and the rules of its version (default {DEFAULT_PRESET}; a real one's: its own)",
     )
     parser.add_argument("--host", choices=CLIENT_HOSTS, help="what stands in the place of all clients")
     parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
     parser.add_argument("--flood", type=count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
     parser.add_argument("--flood-size", type=count(1), metavar="BYTES", help="whole Ethernet frame, without checksum")
+    parser.add_argument("--mtu", type=count(576), metavar="BYTES", help="largest packet on each client's link")
     parser.add_argument("--bystander-buffer", type=_size, metavar="SIZE", help="receive buffer of each bystander")
     parser.add_argument("--min-free-kbytes", type=count(1), metavar="N", help="size of the reserve, in KiB")
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
@@ -189,9 +189,10 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
             min_free_kbytes=space.min_free_kbytes,
             workload_total=space.workload_total,
             tasks=space.tasks,
-            preset="vanilla" if space.vanilla else space.preset,
+            preset=_preset(space),
             slab=space.slab,
             host=space.host,
+            mtu=space.mtu,
         ),
         seed=secrets.randbelow(1 << 31) if space.seed is None else space.seed,
         time_limit=space.time_limit,
@@ -208,9 +209,16 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
     )
 
 
+def _preset(space: argparse.Namespace) -> str:
+    """Whose rules are followed: a real kernel's are those of its version, whatever patches are off."""
+    if space.host == "kernel":
+        return KERNEL_PRESET
+    return "vanilla" if space.vanilla else space.preset or DEFAULT_PRESET
+
+
 def _patches(space: argparse.Namespace) -> frozenset[int]:
     """The patches that are on: the preset's, less those turned off."""
-    if space.vanilla or not PRESETS[space.preset].patches:
+    if space.vanilla or not PRESETS[space.preset or DEFAULT_PRESET].patches:
         return enabled(PATCHES)
     return enabled(space.without, force=space.force)
 

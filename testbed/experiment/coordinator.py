@@ -423,6 +423,7 @@ class Coordinator:
             corrupt_pages={task: ranges(pages) for task, pages in client.corrupt_pages.items()},
             flood_asked=any(client.plan.name in flood.plan.targets for flood in self.floods),
             flood_sent=sum(sent) if sent else None,
+            host=client.plan.host,
         )
 
     def _sent_to(self, name: str) -> Iterator[int]:

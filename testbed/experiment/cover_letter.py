@@ -1,6 +1,7 @@
 """The swap test of the series' cover letter: four cases, one after the other, beside the figures it published.
 
-The letter's machine had 2 GB of RAM, eight tasks per CPU, mappings of four times RAM and a swap file behind NBD.
+The letter's machine had 2 GB of RAM, eight tasks per CPU, mappings of four times RAM and a swap file behind NBD. With
+`--host kernel` each case runs on a real kernel, and on the model under the same rules.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
@@ -27,7 +29,7 @@ from testbed.experiment.plan import resolve
 from testbed.experiment.report import STYLES, seconds, wide
 from testbed.experiment.result import Result
 from testbed.experiment.topology import SLAB_ALLOCATORS, Topology, TopologyError
-from testbed.hosts.plan import SlabAllocator
+from testbed.hosts.plan import ClientHost, SlabAllocator
 from testbed.patches import PRESETS, PatchError
 
 
@@ -43,28 +45,30 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A kernel: its slab allocator, and whether it has the series."""
+    """A kernel: its slab allocator, and whether it has the series. `host` None: what the topology says."""
 
     slab: SlabAllocator
     series: bool
+    host: ClientHost | None = None
 
     @property
     def name(self) -> str:
         """The case in a file name."""
-        return f"{self.slab}-{'series' if self.series else 'vanilla'}"
+        words = (self.slab, "series" if self.series else "vanilla", self.host)
+        return "-".join(filter(None, words))
 
     @property
     def published(self) -> Published:
         """The letter's figures."""
-        return PUBLISHED[self]
+        return PUBLISHED[replace(self, host=None)]
 
     def options(self, common: RunOptions, directory: Path) -> RunOptions:
         """The options of this case's run: what is common to all, with its kernel."""
-        preset = common.overrides.preset if self.series else "vanilla"
+        rules = common.overrides.preset if self.series or self.host else "vanilla"
         return replace(
             common,
-            patches=PRESETS[preset].patches,
-            overrides=replace(common.overrides, preset=preset, slab=self.slab),
+            patches=PRESETS[rules].patches if self.series else frozenset(),
+            overrides=replace(common.overrides, preset=rules, slab=self.slab, host=self.host),
             out=directory / self.name,
             expect="pass" if self.published.completes else "deadlock",
         )
@@ -99,7 +103,7 @@ def main(topology: Topology, argv: Sequence[str]) -> int:
         console = wide(Console(stderr=common.json))
         directory = common.out or Path("runs") / f"{topology.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         results = {}
-        for case in cases(space.slab):
+        for case in cases(space.slab, ("kernel", "emulated") if space.host == "kernel" else (space.host,)):
             console.print(f"{case.name} ...", highlight=False)
             results[case] = attempt(run_once, topology, case.options(common, directory))
     except (CannotRun, PatchError, TopologyError) as error:
@@ -132,9 +136,10 @@ def _check(topology: Topology, options: RunOptions, simulated: bool) -> None:
         preflight.check(plan)
 
 
-def cases(slab: SlabAllocator | None = None) -> list[Case]:
-    """The letter's cases in its order, or those of one slab allocator, as far as the model has it."""
-    return [case for case in PUBLISHED if case.slab in SLAB_ALLOCATORS and slab in (None, case.slab)]
+def cases(slab: SlabAllocator | None = None, hosts: Sequence[ClientHost | None] = (None,)) -> list[Case]:
+    """The letter's cases in its order, or those of one slab allocator, as far as the model has it; on each host."""
+    chosen = [case for case in PUBLISHED if case.slab in SLAB_ALLOCATORS and slab in (None, case.slab)]
+    return [replace(case, host=host) for case in chosen for host in hosts]
 
 
 def status(results: dict[Case, Result]) -> int:
@@ -165,15 +170,14 @@ def show(console: Console, results: dict[Case, Result]) -> None:
         table.add_column(name, no_wrap=name != "test")
     for name in ("system", "user+system", "elapsed"):
         table.add_column(name, justify="right", no_wrap=True)
-    for case, result in results.items():
-        published, times = case.published, result.times
-        both = None if times.user_s is None or times.system_s is None else times.user_s + times.system_s
-        table.add_row(
-            f"{case.slab.upper()} {'series' if case.series else 'vanilla'}",
-            "here",
-            f"[{STYLES[result.outcome]}]{escape(ended(result))}[/]",
-            *(seconds(value) for value in (times.system_s, both, times.elapsed_s)),
-        )
+    for kernel, same in groupby(results.items(), lambda entry: (entry[0].slab, entry[0].series)):
+        slab, series = kernel
+        name = f"{slab.upper()} {'series' if series else 'vanilla'}"
+        for case, result in same:
+            test = f"[{STYLES[result.outcome]}]{escape(ended(result))}[/]"
+            table.add_row(name, case.host or "here", test, *_times(result))
+            name = ""
+        published = PUBLISHED[Case(slab, series)]
         table.add_row(
             "",
             "published",
@@ -186,11 +190,17 @@ def show(console: Console, results: dict[Case, Result]) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
+def _times(result: Result) -> tuple[str, str, str]:
+    times = result.times
+    both = None if times.user_s is None or times.system_s is None else times.user_s + times.system_s
+    return seconds(times.system_s), seconds(both), seconds(times.elapsed_s)
+
+
 def _notes(results: list[Result]) -> Iterator[str]:
     if any(result.simulated for result in results):
         yield "simulated: elapsed time is virtual, and a simulation has no CPU time"
     else:
-        yield "user is what the tasks' own writes and checks took; system is all other CPU time of the emulated machine"
+        yield "user is what the tasks' own writes and checks took; system is all other CPU time of the client"
     yield "the published machine had 2 GB of RAM and a disk: compare cases with one another, not with the letter"
     directories = [result.directory for result in results if result.directory]
     if directories:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from testbed.experiment.faults.injected import Injected
+from testbed.hosts.plan import ClientHost
 
 PROGRESS_COUNTERS = ("swap_completions", "pgsteal_kswapd", "pgsteal_direct", "touches")
 """A client that moves at all moves one of these: NBD replies to swap requests, pages reclaim has freed, pages its
@@ -60,8 +61,9 @@ class Stall:
 class ClientEvidence:
     """What was seen of one client; None for what was not seen.
 
-    `ring` is its number of receive descriptors, `acting` the patches that can act on it. `path` are the hosts that its
-    swap depends on, `sources` those that flood it; `corrupt_pages` are the pages of each task that were wrong.
+    `ring` is its number of receive descriptors, `acting` the patches that can act on it, `host` what it is. `path` are
+    the hosts that its swap depends on, `sources` those that flood it; `corrupt_pages` are the pages of each task that
+    were wrong.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ClientEvidence:
     path: frozenset[str] = frozenset()
     sources: frozenset[str] = frozenset()
     corrupt_pages: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    host: ClientHost = "emulated"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,7 @@
 """Builds a plan's network: a namespace for each host, two for a client (its NIC's and its own), bridges and veths.
 
+A real kernel in a client's place brings its own network stack: its one namespace has nothing but the end of the link.
+
 Everything is held by descriptors of the runner and its children; when they are gone, so is the network.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 from types import TracebackType
 
 from testbed.experiment.plan import Plan, SegmentPlan
-from testbed.hosts.plan import Interface
+from testbed.hosts.plan import ClientPlan, Interface
 from testbed.hosts.swap_client import HOST_INTERFACE, INNER, WIRE
 from testbed.lab.fault_relay import HOST_SIDE, NETWORK_SIDE
 from testbed.lab.link import (
@@ -38,13 +40,20 @@ class Network:
         self.relays: dict[str, NetworkNamespace] = {}
         self._fault_links = plan.fault_links
         self._clients = {client.name: client for client in plan.clients}
+        self._kernels = {client.name for client in plan.clients if client.host == "kernel"}
+        self._segments = plan.segments
         self._switches: list[NetworkNamespace] = []
         try:
             for segment in plan.segments:
-                self._build(segment, offloads=all(client.gso for client in plan.clients))
+                self._build(segment, offloads=self._offloads)
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _offloads(self) -> bool:
+        """Whether frames may be larger than the MTU: every client must be able to take them."""
+        return all(client.gso for client in self._clients.values()) and not self._kernels
 
     def _build(self, segment: SegmentPlan, *, offloads: bool) -> None:
         ends = [self._host(interface) for interface in segment.interfaces]
@@ -70,6 +79,8 @@ class Network:
         host = self.hosts[interface.host] = NetworkNamespace.create()
         if interface.host not in self._clients:
             return host, HOST_INTERFACE
+        if interface.host in self._kernels:
+            return host, WIRE
         nic = self.nics[interface.host] = NetworkNamespace.create()
         add_veth((nic, INNER), (host, HOST_INTERFACE), mtu=interface.mtu, mac_b=interface.mac)
         return nic, WIRE
@@ -100,15 +111,17 @@ class Network:
 
     def _bring_up(self, end: End, interface: Interface, *, offloads: bool) -> None:
         host = self.hosts[interface.host]
-        inside = [(host, HOST_INTERFACE)]
-        if interface.host in self._clients:
-            inside += [(self.nics[interface.host], INNER), end]
+        inside = [end]
+        if interface.host in self.nics:
+            inside += [(host, HOST_INTERFACE), (self.nics[interface.host], INNER)]
         for namespace, ifname in inside:
             if not offloads:
                 set_offloads(namespace, ifname, on=False)
             set_up(namespace, ifname)
         for namespace, ifname in inside:
             wait_up(namespace, ifname)
+        if interface.host in self._kernels:
+            return
         set_address(host, HOST_INTERFACE, interface.ipv4)
         client = self._clients.get(interface.host)
         if client is not None and client.neighbour_timeout is not None:
@@ -124,9 +137,15 @@ class Network:
                 continue
             for other in segment.interfaces:
                 if other.host not in self._clients:
-                    if not self._resolves(client, other):
+                    if client.host not in self._kernels and not self._resolves(client, other):
                         self._add_neighbour(client, other)
                     self._add_neighbour(other, client)
+
+    def known_to(self, client: ClientPlan) -> tuple[tuple[str, str], ...]:
+        """The addresses, and MAC addresses, that a kernel in the client's place is told for good."""
+        segment = self._segments[client.interface.segment]
+        others = [other for other in segment.interfaces if other.host not in self._clients]
+        return tuple((other.address, other.mac) for other in others if not self._resolves(client.interface, other))
 
     def _resolves(self, client: Interface, other: Interface) -> bool:
         plan = self._clients[client.host]

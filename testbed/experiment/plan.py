@@ -28,6 +28,7 @@ from testbed.experiment.topology import (
     TopologyError,
     UdpFlood,
     VlanUdpFlood,
+    check_mtu,
     size_in_bytes,
 )
 from testbed.hosts.plan import (
@@ -74,6 +75,7 @@ class Overrides:
     preset: str = DEFAULT_PRESET
     slab: SlabAllocator | None = None
     host: ClientHost | None = None
+    mtu: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +201,7 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
     flooded = any(isinstance(traffic, Flood) for _, _, traffic in topology.floods)
     if not flooded and (change.flood or change.flood_size is not None):
         raise TopologyError(f"{topology.name}: it has no flood whose rate or frame size could be changed")
-    interfaces = _interfaces(topology)
+    interfaces = _interfaces(topology, change)
     servers = tuple(
         _server(topology, host, interfaces, change) for host in topology.hosts if isinstance(host, NbdServer)
     )
@@ -235,12 +237,12 @@ def _schedule(topology: Topology) -> Schedule:
         raise TopologyError(f"{topology.name}: {error}") from None
 
 
-def _interfaces(topology: Topology) -> dict[str, Interface]:
+def _interfaces(topology: Topology, change: Overrides) -> dict[str, Interface]:
     interfaces: dict[str, Interface] = {}
     for number, segment in enumerate(topology.segments):
         if number > 255 or len(segment.hosts) > 65000:
             raise TopologyError(f"{topology.name}: at most 256 segments of 65000 hosts can have addresses")
-        mtus = {host.mtu for host in segment.hosts if isinstance(host, SwapClient)} or {1500}
+        mtus = {_mtu(host, change) for host in segment.hosts if isinstance(host, SwapClient)} or {1500}
         if len(mtus) > 1:
             raise TopologyError(f"{topology.name}: the clients of one segment must have the same mtu")
         for count, host in enumerate(segment.hosts, start=1):
@@ -257,6 +259,12 @@ def _interfaces(topology: Topology) -> dict[str, Interface]:
         if host.name not in interfaces:
             raise TopologyError(f"{host.name}: it is not connected to anything: use connect() or link()")
     return interfaces
+
+
+def _mtu(client: SwapClient, change: Overrides) -> int:
+    mtu = client.mtu if change.mtu is None else change.mtu
+    check_mtu(client.name, mtu, client.driver)
+    return mtu
 
 
 def _memory(client: SwapClient, change: Overrides) -> int:
@@ -315,7 +323,7 @@ def _client(
     memory = _memory(client, change)
     wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
     rules = PRESETS[change.preset].rules
-    ring_bytes = client.ring * rx_truesize(client.driver, client.mtu, rules)
+    ring_bytes = client.ring * rx_truesize(client.driver, _mtu(client, change), rules)
     try:
         marks = compute(memory // PAGE_SIZE, wanted, PRESETS[change.preset].rules, client.zones, client.nodes)
     except ValueError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.plan import Plan
+from testbed.lab.errors import LabError
 from testbed.size import format_size
 
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_NET_RAW": 13, "CAP_SYS_ADMIN": 21}
@@ -18,9 +19,7 @@ OVERHEAD = 256 << 20
 def check(plan: Plan) -> None:
     """Raises CannotRun if this machine cannot run the plan."""
     require_privilege()
-    for client in plan.clients:
-        if client.host == "kernel":
-            raise CannotRun(f"{client.name}: this version has no kernel host yet: use --host emulated")
+    require_kernels(plan)
     for server in plan.servers:
         if server.program != "builtin" and shutil.which(server.program) is None:
             raise CannotRun(
@@ -34,6 +33,25 @@ def check(plan: Plan) -> None:
             f"this run needs {_megabytes(needed)} of real memory (clients and swap areas), and "
             f"{_megabytes(available)} are available: use less --memory or --workload-total, or a server with a file"
         )
+
+
+def require_kernels(plan: Plan) -> None:
+    """Raises CannotRun if a client that is to be a real kernel cannot be one, or not on this machine."""
+    kernels = [client for client in plan.clients if client.host == "kernel"]
+    if not kernels:
+        return
+    from testbed.hosts.kernel.guest_program import guest_program
+    from testbed.hosts.kernel.steps import unsupported
+    from testbed.hosts.kernel.uml import memory_directory
+
+    for client in kernels:
+        if why := unsupported(client):
+            raise CannotRun(f"{client.name}: {why}")
+    try:
+        memory_directory(sum(client.memory for client in kernels))
+        guest_program()
+    except LabError as error:
+        raise CannotRun(str(error)) from None
 
 
 def require_privilege(status: Path = Path("/proc/self/status")) -> None:

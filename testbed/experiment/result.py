@@ -153,7 +153,8 @@ class Capture(msgspec.Struct, frozen=True):
 
 class ClientResult(msgspec.Struct):
     """One client's own numbers. `stalled_after_s` is when it last moved, from the start of the workload; None if it
-    did not stall. `corrupt_pages` are those of each task that were not what it had written, such as "3-5"."""
+    did not stall. `corrupt_pages` are those of each task that were not what it had written, such as "3-5". `kernel`
+    tells which real kernel ran in its place, and what was seen of it if it hung; empty for a model."""
 
     name: str
     counters: dict[str, int]
@@ -165,6 +166,7 @@ class ClientResult(msgspec.Struct):
     stalled_after_s: float | None = None
     times: Times = msgspec.field(default_factory=Times)
     corrupt_pages: dict[str, list[str]] = {}
+    kernel: dict[str, Any] = {}
 
 
 class LinkFrames(msgspec.Struct):
@@ -263,6 +265,7 @@ def client_result(
         stalled_after_s=stalled_after_s,
         times=section("times", Times),
         corrupt_pages={task: list(pages) for task, pages in (corrupt_pages or {}).items()},
+        kernel=dict(report.get("kernel") or {}),
     )
 
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from multiprocess.connection import wait
@@ -16,6 +17,9 @@ from testbed.experiment.faults.processes import KeptAreas, Supervised, flood_was
 from testbed.experiment.leftovers import temporary_directory
 from testbed.experiment.network import Network
 from testbed.experiment.plan import FloodPlan, NeighbourPlan, Plan, StreamPlan
+from testbed.hosts.kernel.catalogue import choose
+from testbed.hosts.kernel.client import KernelClientSpec, kernel_client_main
+from testbed.hosts.kernel.guest_program import guest_program
 from testbed.hosts.messages import Shutdown
 from testbed.hosts.nbd_host import NbdHostSpec, nbd_host_main
 from testbed.hosts.plan import CapturePlan, ClientPlan, ServerPlan
@@ -141,9 +145,7 @@ class _Start:
     def _client(self, plan: ClientPlan, source: NeighbourPlan) -> None:
         if plan.name in self._exports:
             plan = replace(plan, swap=replace(plan.swap, export=self._exports[plan.name]))
-        host, nic = self.network.hosts[plan.name], self.network.nics[plan.name]
-        spec = SwapClientSpec(plan, self.coordinator.patches, self.seed, host, self._captures.get(plan.name))
-        process = self.processes.spawn(plan.name, swap_client_main, spec, [nic, host])
+        process = self._kernel(plan) if plan.host == "kernel" else self._emulated(plan)
         name = f"canary for {plan.name}"
         profile = CanaryProfile(plan.interface.address, plan.canary_port)
         canary = self.processes.spawn(
@@ -159,6 +161,26 @@ class _Start:
                 spec = SnifferSpec(capture.host, HOST_INTERFACE, capture.path, capture.snaplen)
                 name, namespaces = f"capture of {capture.host}", [self.network.hosts[capture.host]]
                 self.coordinator.add(self.processes.spawn(name, sniffer_main, spec, namespaces))
+
+    def _emulated(self, plan: ClientPlan) -> HostProcess:
+        host, nic = self.network.hosts[plan.name], self.network.nics[plan.name]
+        spec = SwapClientSpec(plan, self.coordinator.patches, self.seed, host, self._captures.get(plan.name))
+        return self.processes.spawn(plan.name, swap_client_main, spec, [nic, host])
+
+    def _kernel(self, plan: ClientPlan) -> HostProcess:
+        image, parameters = choose(plan.slab, self.coordinator.patches)
+        directory = self._stack.enter_context(temporary_directory())
+        spec = KernelClientSpec(
+            plan=plan,
+            image=image,
+            parameters=parameters,
+            program=guest_program(),
+            seed=self.seed,
+            neighbours=self.network.known_to(plan),
+            directory=directory,
+            console=Path(plan.console) if plan.console else directory / "console.log",
+        )
+        return self.processes.spawn(plan.name, kernel_client_main, spec, [self.network.hosts[plan.name]])
 
     def _floods(self, neighbour: NeighbourPlan) -> None:
         for traffic in neighbour.by_start():

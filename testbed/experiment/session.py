@@ -15,6 +15,7 @@ from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
 from testbed.experiment.faults.injected import remarks
 from testbed.experiment.faults.recorded import as_plain
+from testbed.experiment.kernel_checks import kernel_findings
 from testbed.experiment.limits import limits_reached
 from testbed.experiment.link_accounts import link_frames
 from testbed.experiment.live import View, watch
@@ -92,6 +93,7 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
                 plan = _traced(plan, directory)
             if options.capture is not None:
                 plan = _captured(plan, directory, options.capture)
+            plan = _logged(plan, directory)
             try:
                 limits = Limits(options.time_limit, options.stall_limit)
                 record = execute(plan, options.patches, options.seed, limits, recorder)
@@ -135,6 +137,16 @@ def captures(plan: Plan) -> list[Capture]:
             found.append(Capture(host, path.name, *counts))
     return found
 
+def _logged(plan: Plan, directory: RunDirectory) -> Plan:
+    """The plan with a console log of each kernel, `console-CLIENT.log`."""
+    clients = tuple(
+        replace(client, console=str(directory.file(f"console-{client.name}.log")))
+        if client.host == "kernel"
+        else client
+        for client in plan.clients
+    )
+    return replace(plan, clients=clients)
+
 
 def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
     """The result of a run: its verdict, and its numbers added up."""
@@ -166,7 +178,12 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         faults=fault_results(plan.schedule, record.evidence.faults),
         schedule=as_plain(plan.schedule),
         links={name: link_frames(report) for name, report in record.evidence.links.items()},
-        warnings=[*plan.warnings, *without_base(options.patches), *remarks(plan.schedule, record.evidence.faults)],
+        warnings=[
+            *plan.warnings,
+            *without_base(options.patches),
+            *kernel_findings(record.evidence),
+            *remarks(plan.schedule, record.evidence.faults),
+        ],
         topology=plan.name,
         version=project_version(),
         simulated=record.simulated,

@@ -36,8 +36,8 @@ SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
 SMALLEST_FRAME = 64
 MOST_PPS = 10_000_000
-LARGEST_MTU = 3600
-"""The emulated NIC receives into one linear buffer, and a slab of this model is one page."""
+LARGEST_MTU: dict[Driver, int] = {"linear": 9000, "frag": 3600, "page": 3600}
+"""A linear buffer may be of several pages, a fragment or a page that a driver receives into is one at most."""
 LARGEST_COPYBREAK = 1024
 """Copying longer frames saves no memory."""
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
@@ -56,6 +56,11 @@ def size_in_bytes(value: Size, what: str) -> int:
     if size <= 0:
         raise TopologyError(f"{what}: a size must be more than 0, not {value}")
     return size
+
+
+def check_mtu(client: str, mtu: int, driver: Driver) -> None:
+    """Raises TopologyError if a client cannot have this MTU."""
+    _check_number(mtu, f"{client}: mtu", 576, LARGEST_MTU[driver])
 
 
 def _check_name(kind: str, name: object) -> None:
@@ -215,7 +220,7 @@ class SwapClient:
         if self.min_free_kbytes is not None:
             _check_number(self.min_free_kbytes, f"{self.name}: min_free_kbytes", 1, 1 << 30)
         _check_number(self.ring, f"{self.name}: ring", 8, 4096)
-        _check_number(self.mtu, f"{self.name}: mtu", 576, LARGEST_MTU)
+        check_mtu(self.name, self.mtu, self.driver)
         _check_size(self.receive_buffer, f"{self.name}: receive_buffer")
         _check_size(self.send_buffer, f"{self.name}: send_buffer")
         _check_size(self.tap, f"{self.name}: tap")

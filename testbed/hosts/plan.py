@@ -107,7 +107,8 @@ class ClientPlan:
     From `rules` on it is said which kernel it runs, with which slab allocator and NIC driver, how its memory is laid
     out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
     segments of a GSO frame are merged again. `udp_mem` and `tcp_mem` are in pages, None for the kernel's own;
-    `neighbour_timeout` is in seconds, None for neighbour entries that last. `host` is the model, or a real kernel.
+    `neighbour_timeout` is in seconds, None for neighbour entries that last. `host` is the model, or a real kernel,
+    whose console goes to the file `console`.
     The `nbd_` fields are those of `NbdConfig`, seconds; `tls` is how the connection is encrypted (None: it is not).
     """
 
@@ -141,6 +142,7 @@ class ClientPlan:
     nbd_dead_conn_timeout: float | None = None
     nbd_connections: int = 1
     tls: TlsFiles | None = None
+    console: str | None = None
 
     @property
     def scarce(self) -> int:

@@ -1,4 +1,4 @@
-"""The few system calls Python 3.11 does not wrap, by ctypes: unshare, setns, prctl(PR_SET_PDEATHSIG).
+"""The few system calls Python 3.11 does not wrap, by ctypes: unshare, setns, prctl(PR_SET_PDEATHSIG), personality.
 
 All of them act on the calling thread, not on the process.
 """
@@ -13,6 +13,7 @@ from testbed.lab.errors import lab_error
 
 CLONE_NEWNET = 0x40000000
 PR_SET_PDEATHSIG = 1
+ADDR_NO_RANDOMIZE = 0x0040000
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -42,3 +43,8 @@ def die_with_parent(parent: int) -> None:
     libc.prctl(ctypes.c_int(PR_SET_PDEATHSIG), ctypes.c_ulong(signal.SIGKILL))
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def keep_addresses() -> None:
+    """Have what this process executes laid out in memory alike every time (personality(2))."""
+    libc.personality(ctypes.c_ulong(ADDR_NO_RANDOMIZE))

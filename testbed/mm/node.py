@@ -10,6 +10,7 @@ from collections.abc import Callable
 from testbed.mm import slab as slab_3_6
 from testbed.mm import slab_lists, slub
 from testbed.mm.gfp import ALLOC_WMARK_HIGH, GFP_HIGHUSER_MOVABLE
+from testbed.mm.kmalloc_large import KmallocLarge, kmalloc_large_order
 from testbed.mm.kswapd import Kswapd
 from testbed.mm.memory import Memory
 from testbed.mm.min_free_kbytes import MinFreeKbytes
@@ -27,6 +28,13 @@ from testbed.mm.zone_layout import lowmem_reserve, zone_spans
 from testbed.patches import Switches
 
 KMALLOC_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+
+
+def kmalloc_size(size: int) -> int:
+    """Bytes that kmalloc takes for `size` bytes."""
+    if size > PAGE_SIZE:
+        return PAGE_SIZE << kmalloc_large_order(size)
+    return next(each for each in KMALLOC_SIZES if size <= each)
 
 
 class Node:
@@ -112,15 +120,11 @@ class Node:
         return cache
 
     def kmalloc_cache(self, size: int) -> KmemCache:
-        """`kmalloc_slab`: the cache that serves `size` bytes.
-
-        Raises:
-            ValueError: more than a page, which this model does not serve.
-        """
-        for cache_size in KMALLOC_SIZES:
-            if size <= cache_size:
-                return self.caches[f"{self.kmalloc_prefix}-{cache_size}"]
-        raise ValueError(f"kmalloc of {size} bytes is more than a page")
+        """`kmalloc_slab`: the cache that serves `size` bytes; above a page, the blocks that do."""
+        name = f"{self.kmalloc_prefix}-{kmalloc_size(size)}"
+        if name not in self.caches:
+            self.caches[name] = KmallocLarge(kmalloc_large_order(size), self.page_alloc)
+        return self.caches[name]
 
     def counters(self) -> dict[str, int]:
         """All counters and gauges, with the names of /proc/vmstat."""

@@ -15,7 +15,7 @@ from operator import or_
 from typing import Any, Final, Literal
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOMEMALLOC, GFP_NOWARN, gfp_pfmemalloc_allowed
-from testbed.mm.node import KMALLOC_SIZES, Node
+from testbed.mm.node import Node, kmalloc_size
 from testbed.mm.sched import Task
 from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.watermarks import PAGE_SIZE
@@ -153,11 +153,17 @@ def rx_sizes(driver: Driver, mtu: int) -> tuple[int, int]:
     return skb_data_size(RX_HEADER), PAGE_SIZE // 2 if half else PAGE_SIZE
 
 
+def rx_fragment(linear: int, rules: Rules) -> bool:
+    """Whether `netdev_alloc_skb` cuts so many bytes of linear data from a page (3.5); more than one holds is kmalloc's.
+    """
+    return rules.rx_buffer == "fragment" and linear <= PAGE_SIZE
+
+
 def rx_truesize(driver: Driver, mtu: int, rules: Rules) -> int:
     """What one descriptor's skb takes, bytes."""
     linear, frag = rx_sizes(driver, mtu)
-    if rules.rx_buffer == "kmalloc":
-        linear = next(size for size in KMALLOC_SIZES if linear <= size)
+    if not rx_fragment(linear, rules):
+        linear = kmalloc_size(linear)
     return SK_BUFF_SIZE + linear + frag
 
 
@@ -182,7 +188,7 @@ class SkbMemory:
         elif driver == "page":
             self.frag_pages = NetdevPages(node.page_alloc, netstat)
         self.rx_cache: KmemCache | PageFragCache = node.kmalloc_cache(linear)
-        if self.switches.rules.rx_buffer == "fragment":
+        if rx_fragment(linear, self.switches.rules):
             self.rx_cache = PageFragCache(linear, node.page_alloc)
         self.rx_truesize = rx_truesize(driver, mtu, self.switches.rules)
 

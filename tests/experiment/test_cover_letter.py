@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from testbed import Topology
-from testbed.experiment import cover_letter
+from testbed.experiment import cover_letter, preflight
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.cover_letter import PUBLISHED, Case, cases, ended, main, show, status
 from testbed.experiment.load import load_topology
@@ -69,6 +69,25 @@ def test_each_case_runs_its_own_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert vanilla.seed == series.seed
 
 
+def test_a_real_kernel_runs_beside_the_model_under_its_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = plant(monkeypatch, "deadlock", "deadlock", "pass", "pass")
+    monkeypatch.setattr(preflight, "check", lambda plan: None)
+    assert main(topology(), ["--host", "kernel", "--slab", "slub", "--out", str(tmp_path)]) == 0
+    assert [(one.overrides.host, bool(one.patches)) for one in seen] == [
+        ("kernel", False),
+        ("emulated", False),
+        ("kernel", True),
+        ("emulated", True),
+    ]
+    assert {one.overrides.preset for one in seen} == {"6.1"}
+    assert [one.out.name for one in seen if one.out] == [
+        "slub-vanilla-kernel",
+        "slub-vanilla-emulated",
+        "slub-series-kernel",
+        "slub-series-emulated",
+    ]
+
+
 def test_all_cases_that_the_model_has() -> None:
     assert {case.slab for case in cases()} == set(SLAB_ALLOCATORS)
     assert len(cases()) == 2 * len(SLAB_ALLOCATORS)
@@ -121,6 +140,14 @@ def test_the_table_has_both_figures() -> None:
         ["here", "locks up after 12.50 s", "-", "-", "-"],
         ["published", "locks up within minutes", "-", "-", "-"],
     ]
+
+
+def test_hosts_stand_above_one_published_figure() -> None:
+    out = io.StringIO()
+    results = {Case("slub", False, "kernel"): LOCKED, Case("slub", False, "emulated"): PASSED}
+    show(Console(file=out, width=120), results)
+    rows = [line.split("│")[2].strip() for line in out.getvalue().splitlines() if "│" in line]
+    assert rows == ["kernel", "emulated", "published"]
 
 
 def test_only_vanilla_slub_locked_up_in_the_letter() -> None:

@@ -271,7 +271,9 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
     simulate(main())
 
 
-@pytest.mark.parametrize(("max_sectors_kb", "lengths"), [(127.5, [31, 9]), (1280, [40]), (16, [4] * 10)])
+@pytest.mark.parametrize(
+    ("max_sectors_kb", "lengths"), [(127.5, [31, 9]), (128, [32, 8]), (1280, [40]), (16, [4] * 10)]
+)
 def test_a_request_is_as_long_as_the_kernel_allows(
     client: FakeClient, max_sectors_kb: float, lengths: list[int]
 ) -> None:

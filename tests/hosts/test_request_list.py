@@ -83,4 +83,4 @@ def test_whoever_waits_for_a_request_of_a_closed_device_gets_none() -> None:
 
 def test_the_kernels_differ_in_tags_and_size_not_in_number() -> None:
     assert (LINUX_3_6.nr_requests, LINUX_3_6.shared_tags, LINUX_3_6.max_sectors_kb) == (128, False, 127.5)
-    assert (LINUX_6_1.nr_requests, LINUX_6_1.shared_tags, LINUX_6_1.max_sectors_kb) == (128, True, 1280)
+    assert (LINUX_6_1.nr_requests, LINUX_6_1.shared_tags, LINUX_6_1.max_sectors_kb) == (128, True, 128)

@@ -17,23 +17,26 @@ from rich.console import Console
 from rich.markup import escape
 
 from testbed.experiment import preflight
-from testbed.experiment.ablation.figure import NoFigure, draw
+from testbed.experiment.ablation.figure import draw
 from testbed.experiment.ablation.output import AblationDirectory
 from testbed.experiment.ablation.rows import name
 from testbed.experiment.ablation.study import Ablation, Study
 from testbed.experiment.ablation.table import show
-from testbed.experiment.ablation.trials import Key, Trial, Trials, how_it_ended
+from testbed.experiment.ablation.trials import Key, RunMany, Trial, Trials, how_it_ended
 from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
+from testbed.experiment.drawing import NoFigure
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.load import load_topology
 from testbed.experiment.many_runs import as_file
-from testbed.experiment.plan import resolve
+from testbed.experiment.plan import Plan, resolve
 from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.experiment.version import project_version
+from testbed.hosts.kernel.switches import refusals
+from testbed.hosts.plan import ClientHost
 from testbed.patches import PATCHES, PatchError
 
 SEEDS = 5
@@ -41,11 +44,13 @@ SEEDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for; `options` holds for every run but for its patches, seed and directory."""
+    """What was asked for; `options` holds for every run but for its patches, seed and directory. `refused` are the
+    patches that a real kernel cannot undo, and why."""
 
     options: RunOptions
     seeds: tuple[int, ...]
     candidates: frozenset[int]
+    refused: dict[int, str]
     exhaustive: bool
     simulate: bool
     jobs: int | None
@@ -73,10 +78,13 @@ def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str])
     topology, unused = load_topology(space.topology, unknown)
     if unused:
         raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed ablate --help)")
+    candidates = _candidates(space.patches, options)
+    refused = _refused(topology, options)
     request = Request(
         options,
         tuple(range(options.seed, options.seed + space.seeds)),
-        _candidates(space.patches, options),
+        candidates - refused.keys(),
+        {number: why for number, why in refused.items() if number in candidates},
         space.exhaustive,
         space.simulate,
         space.jobs,
@@ -93,6 +101,14 @@ def _candidates(chosen: Sequence[int] | None, options: RunOptions) -> frozenset[
     return candidates
 
 
+def _refused(topology: Topology, options: RunOptions) -> dict[int, str]:
+    """The patches that stay on because a real kernel cannot undo them, and why."""
+    if options.overrides.host != "kernel":
+        return {}
+    plan = _plan(topology, options)
+    return refusals(plan.clients[0].slab)
+
+
 def ablate(topology: Topology, request: Request) -> int:
     """Make the runs, write down and show what came out; returns the exit status. Raises CannotRun."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -105,6 +121,8 @@ def ablate(topology: Topology, request: Request) -> int:
         runs=0,
         arguments=options.as_arguments() | {"patches": sorted(request.candidates)},
         version=project_version(),
+        host=options.overrides.host or "",
+        refused={str(number): why for number, why in request.refused.items()},
     )
     console = wide(Console(stderr=options.json))
     with AblationDirectory.create(topology.name, options.out) as directory:
@@ -121,48 +139,67 @@ def ablate(topology: Topology, request: Request) -> int:
 
 def _check(topology: Topology, request: Request) -> bool:
     """Refuse early what cannot be run; returns whether the topology has a flood."""
-    try:
-        plan = resolve(topology, request.options.overrides)
-    except TopologyError as error:
-        raise CannotRun(str(error)) from None
+    plan = _plan(topology, request.options)
     if not request.simulate:
         preflight.check(plan)
     return any(flood.pps for flood in plan.floods)
 
 
+def _plan(topology: Topology, options: RunOptions) -> Plan:
+    try:
+        return resolve(topology, options.overrides)
+    except TopologyError as error:
+        raise CannotRun(str(error)) from None
+
+
 @dataclass(frozen=True, slots=True)
 class _Rig:
-    """Where runs are made, written down, and shown."""
+    """Where runs are made, written down, and shown. `host` None: on what the topology and the command line say."""
 
     topology: Topology
     request: Request
     directory: AblationDirectory
     console: Console
+    host: ClientHost | None = None
 
     def job_for(self, key: Key) -> Job:
         run_once = on_virtual_time if self.request.simulate else on_real_sockets
         patches, seed = key
-        options = replace(self.request.options, patches=patches, seed=seed, out=self.directory.for_key(key))
-        return run_once, self.topology, options
+        options = self.request.options
+        if self.host is not None:
+            options = replace(options, overrides=replace(options.overrides, host=self.host))
+        if patches and options.overrides.host == "kernel":
+            patches = patches.union(self.request.refused)
+        directory = self.directory.for_key(key, self.host or "")
+        return run_once, self.topology, replace(options, patches=patches, seed=seed, out=directory)
+
+    def named(self, off: Iterable[int], seed: int) -> str:
+        host = f"{self.host}, " if self.host else ""
+        return f"{host}{name(sorted(off))}, seed {seed}"
 
     def runner(self, progress: Progress) -> OneByOne[Key] | Workers[Key]:
         if self.request.simulate:
             return Workers(self.job_for, self.request.jobs)
-        return OneByOne(self.job_for, lambda key: progress.starting(_named(frozenset(PATCHES) - key[0], key[1])))
+        return OneByOne(self.job_for, lambda key: progress.starting(self.named(frozenset(PATCHES) - key[0], key[1])))
+
+    def trials(self, run_many: RunMany, progress: Progress) -> Trials:
+        def record(trial: Trial) -> None:
+            self.directory.record(trial)
+            progress.ended(self.named(trial.off, trial.seed), trial.outcome, how_it_ended(trial))
+
+        return Trials(run_many, self.request.seeds, record)
 
 
 def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:
     """Make all runs, and conclude from those that were made; returns what ended them early, in one line."""
-    planned = len(rig.request.seeds) * len(study.sets())
+    kernel = ablation.host == "kernel"
+    planned = len(rig.request.seeds) * len(study.sets()) * (1 + kernel)
     with Progress(rig.console, planned) as progress, rig.runner(progress) as run_many:
-
-        def record(trial: Trial) -> None:
-            rig.directory.record(trial)
-            progress.ended(_named(trial.off, trial.seed), trial.outcome, how_it_ended(trial))
-
-        trials = Trials(run_many, rig.request.seeds, record)
+        trials = rig.trials(run_many, progress)
         try:
             study.carry_out(trials, progress.say)
+            if kernel:
+                _emulate(replace(rig, host="emulated"), study, ablation, progress)
         except KeyboardInterrupt:
             return "interrupted"
         except CannotRun as error:
@@ -172,8 +209,13 @@ def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:
     return None
 
 
-def _named(off: Iterable[int], seed: int) -> str:
-    return f"{name(sorted(off))}, seed {seed}"
+def _emulate(rig: _Rig, study: Study, ablation: Ablation, progress: Progress) -> None:
+    """The same rows on the model, to stand beside a real kernel's."""
+    trials = rig.trials(rig.runner(progress), progress)
+    try:
+        trials.make((patches, seed) for patches in study.sets() for seed in rig.request.seeds)
+    finally:
+        ablation.emulated = study.rows(trials)
 
 
 def _draw(ablation: Ablation, path: Path) -> str | None:

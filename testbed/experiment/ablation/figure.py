@@ -8,24 +8,16 @@ from typing import Any
 
 from testbed.experiment.ablation.rows import name
 from testbed.experiment.ablation.study import Ablation
+from testbed.experiment.drawing import new_figure, save
 from testbed.experiment.result import OUTCOMES
 
-FILES = ("ablate.svg", "ablate.png")
 COLOURS = {"pass": "#2a9d4a", "fail": "#d9822b", "deadlock": "#b5179e", "error": "#777777"}
 ROW_INCHES = 0.34
 
 
-class NoFigure(Exception):
-    """The figure cannot be drawn; the message is one line."""
-
-
 def draw(ablation: Ablation, directory: Path) -> list[Path]:
     """Write the figure into `directory`, in each format; returns the paths. Raises NoFigure without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise NoFigure("no figure: matplotlib is not installed (pip install 'swap-testbed[figures]')") from None
-    figure = Figure(figsize=(11, 2.2 + ROW_INCHES * len(ablation.rows)), layout="constrained")
+    figure = new_figure(11, 2.2 + ROW_INCHES * len(ablation.rows))
     outcomes, times, memory = figure.subplots(1, 3, sharey=True)
     _outcomes(outcomes, ablation)
     _times(times, ablation)
@@ -37,10 +29,7 @@ def draw(ablation: Ablation, directory: Path) -> list[Path]:
     seeds = len(ablation.seeds)
     figure.suptitle(f"{ablation.topology}: what each patch is worth ({seeds} run{'s' * (seeds > 1)} each, {how})")
     figure.legend(loc="outside lower center", ncols=6, fontsize=8)
-    paths = [directory / file for file in FILES]
-    for path in paths:
-        figure.savefig(path, dpi=120)
-    return paths
+    return save(figure, directory, "ablate")
 
 
 def _outcomes(axes: Any, ablation: Ablation) -> None:

@@ -24,11 +24,11 @@ class AblationDirectory(ManyRunsDirectory):
         stamp = f"{topology}-ablate-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         return cls((out or Path("runs") / stamp).absolute(), "an ablation")
 
-    def for_key(self, key: Key) -> Path:
-        """Where a run goes."""
+    def for_key(self, key: Key, host: str = "") -> Path:
+        """Where a run goes; `host` sets apart those that are made beside."""
         patches, seed = key
         words = name(sorted(frozenset(PATCHES) - patches)).replace(",", "").replace(" ", "-")
-        return self.for_run(f"{words}-seed-{seed}")
+        return self.for_run("-".join(filter(None, (host, words, "seed", str(seed)))))
 
     def finish(self, ablation: Ablation) -> None:
         """Write `ablate.json`."""

@@ -24,7 +24,8 @@ from testbed.patches import PATCHES, with_bases
 class Ablation(msgspec.Struct, kw_only=True):
     """The whole of `ablate.json`. `minimal_set` has the patches that were on, and is None if none was found or looked
     for; `errors` has a line for each run of which it cannot be said whether the host survived. `complete` is False
-    if it was interrupted."""
+    if it was interrupted. On a real kernel (`host`) `refused` says of some patches why it cannot undo them, and
+    `emulated` are the same rows on the model."""
 
     topology: str
     simulated: bool
@@ -41,6 +42,9 @@ class Ablation(msgspec.Struct, kw_only=True):
     arguments: dict[str, Any] = {}
     version: str = ""
     directory: str = ""
+    host: str = ""
+    refused: dict[str, str] = {}
+    emulated: list[Row] = []
 
     @property
     def all_on(self) -> Row | None:
@@ -77,11 +81,9 @@ class Study:
 
     def conclude(self, trials: Trials, ablation: Ablation) -> Ablation:
         """Fill in what the runs made so far have shown."""
-        reference = trials.of(self.everything)
         predicted = ROBUST_SET if self.flooded else MINIMAL_SET
-        sets = self.sets() if self.found is None else [*self.sets(), self.found.patches]
         ablation.runs = len(trials)
-        ablation.rows = [row(made, reference) for patches in dict.fromkeys(sets) if (made := trials.of(patches))]
+        ablation.rows = self.rows(trials)
         ablation.predicted_set = sorted(with_bases(predicted))
         ablation.errors = [_error(each) for each in trials.undecided()]
         ablation.complete = self.searched
@@ -93,6 +95,12 @@ class Study:
         elif self.searched:
             ablation.established = "no set was found: not even all patches survive every seed"
         return ablation
+
+    def rows(self, trials: Trials) -> list[Row]:
+        """A row for each set of patches of which there is a run."""
+        reference = trials.of(self.everything)
+        sets = self.sets() if self.found is None else [*self.sets(), self.found.patches]
+        return [row(made, reference) for patches in dict.fromkeys(sets) if (made := trials.of(patches))]
 
     def _add_minimal(self, ablation: Ablation, found: MinimalSet, predicted: frozenset[int]) -> None:
         ablation.minimal_set = sorted(found.patches)

@@ -19,6 +19,8 @@ WITNESS = {True: "yes", False: "[red]NO[/]", None: "[dim]no occasion[/]"}
 def show(console: Console, ablation: Ablation) -> None:
     """Print everything that came out."""
     console.print(_outcomes(ablation))
+    if ablation.emulated:
+        console.print(_beside(ablation))
     console.print(_moved(ablation))
     for each in ablation.disagreements:
         console.print(f"\n[bold]{name(each.off)}[/]: not as predicted", highlight=False)
@@ -29,22 +31,43 @@ def show(console: Console, ablation: Ablation) -> None:
         console.print(f"warning: {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
     for line in ablation.errors:
         console.print(f"could not be judged: {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
+    for why in ablation.refused.values():
+        console.print(f"not turned off: {escape(why)}", highlight=False, soft_wrap=True)
     console.print(_conclusion(ablation), highlight=False, soft_wrap=True)
 
 
 def _outcomes(ablation: Ablation) -> Table:
     seeds = len(ablation.seeds)
-    how = "simulated" if ablation.simulated else "on real sockets"
+    how = "simulated" if ablation.simulated else "on a real kernel" if ablation.host == "kernel" else "on real sockets"
     title = f"{ablation.topology}, {seeds} seed{'s' if seeds > 1 else ''} each, {how}"
     table = Table(title=title, title_justify="left")
     for heading in ("patches", "outcomes", "survived", "time", "lowest free", "seen to be off"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "lowest free" else "left")
     for each in ablation.rows:
-        outcomes = ", ".join(f"[{STYLES[o]}]{o}[/] {count}" for o, count in each.outcomes.items())
         free = "-" if each.reserve_min_free is None else number(each.reserve_min_free)
         witness = WITNESS[each.witness] if each.off else ""
-        table.add_row(name(each.off), outcomes, f"{each.survived} of {each.runs}", when(each), free, witness)
+        table.add_row(name(each.off), _counted(each), f"{each.survived} of {each.runs}", when(each), free, witness)
     return table
+
+
+def _beside(ablation: Ablation) -> Table:
+    """A real kernel's rows and the model's."""
+    table = Table(title="the same on the model", title_justify="left")
+    for heading in ("patches", "kernel", "survived", "time", "emulated", "survived", "time"):
+        table.add_column(heading, overflow="fold")
+    model = {tuple(each.off): each for each in ablation.emulated}
+    for each in ablation.rows:
+        both = (each, model.get(tuple(each.off)))
+        table.add_row(name(each.off), *(words for row in both for words in _in_short(row)))
+    return table
+
+
+def _in_short(row: Row | None) -> tuple[str, str, str]:
+    return ("-", "-", "-") if row is None else (_counted(row), f"{row.survived} of {row.runs}", when(row))
+
+
+def _counted(row: Row) -> str:
+    return ", ".join(f"[{STYLES[outcome]}]{outcome}[/] {count}" for outcome, count in row.outcomes.items())
 
 
 def _moved(ablation: Ablation) -> Table:

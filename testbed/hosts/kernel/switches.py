@@ -137,3 +137,9 @@ def refusal(patch: int) -> str:
         if switch.patch == patch and switch.slab:
             return f"patch {patch} acts only on {switch.slab.upper()}: use --slab {switch.slab}"
     return f"patch {patch} cannot be undone on a real kernel: {CANNOT_UNDO[patch]}; use --host emulated"
+
+
+def refusals(slab: SlabAllocator) -> dict[int, str]:
+    """The patches that a kernel with this slab allocator cannot undo, and why, in one line each."""
+    undone = {switch.patch for switch in SWITCHES if switch.slab in (None, slab)}
+    return {number: refusal(number) for number in PATCHES if number not in undone}

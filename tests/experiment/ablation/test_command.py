@@ -245,6 +245,38 @@ def test_an_exhaustive_search_proves_the_smallest(
     assert data["established"].startswith("the smallest")
 
 
+def test_a_real_kernel_turns_off_what_it_can_and_stands_beside_the_model(
+    rigged: Callable[..., list[RunOptions]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = rigged(lambda on, seed: "pass" if {9} <= on else "deadlock")
+    _, data, err = ablate(capfd, tmp_path / "a", "--seeds", "1", "--host", "kernel")
+    assert set(data["refused"]) == {"1", "6", "11", "13"}
+    assert "no network driver of User Mode Linux" in data["refused"]["11"]
+    assert "use --slab slab" in data["refused"]["13"]
+    assert err.count("not turned off: ") == 4
+    kernel = [each for each in made if each.overrides.host == "kernel"]
+    assert all({1, 6, 11, 13} <= each.patches for each in kernel if each.patches)
+    assert frozenset() in {each.patches for each in kernel}
+    assert {each.overrides.preset for each in made} == {"6.1"}
+    sets = {tuple(row["off"]) for row in data["emulated"]}
+    assert sets == {(), tuple(sorted(ALL)), *((n,) for n in ALL - {1, 6, 11, 13})}
+    assert [row["off"] for row in data["rows"]][: len(sets)] == [row["off"] for row in data["emulated"]]
+    assert "the same on the model" in err
+    assert data["minimal_set"] is not None
+    assert 9 in data["minimal_set"]
+
+
+def test_a_kernel_with_slab_can_be_without_patch_13_but_not_without_3(
+    rigged: Callable[..., list[RunOptions]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rigged(lambda on, seed: "pass")
+    words = ("--seeds", "1", "--host", "kernel", "--slab", "slab", "--patches", "3,13")
+    _, data, _ = ablate(capfd, tmp_path / "a", *words)
+    assert set(data["refused"]) == {"3"}
+    assert (13,) in by_off(data)
+    assert (3,) not in by_off(data)
+
+
 def test_the_figure(rigged: Callable[..., list[RunOptions]], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     rigged(needing(SERIES))

@@ -1,0 +1,80 @@
+"""When two hosts agree. Pure: from what was counted in runs of the same conditions to a judgement.
+
+Outcomes agree if the commonest ones are the same. A counter is compared by its median over the runs, and only where
+both hosts came to the end of their work: how much of it was done when a host hung is chance.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+
+import msgspec
+
+from testbed.experiment.result import Outcome
+
+BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "pswpin": (0.85, 1.15),
+    "pswpout": (0.85, 1.15),
+    "PFMemallocDrop": (0.5, 2.0),
+    "pgscan_direct_throttle": (0.5, 2.0),
+    "allocstall": (0.5, 2.0),
+}
+"""Between which ratios to the reference the median of a counter agrees."""
+
+
+class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A counter on one host: its median, and its lowest and highest value. On a host that is held against a reference
+    also the `ratio` of the medians (None: the reference counted nothing), and whether the median lies `within` what
+    the runs of the reference have shown."""
+
+    median: float
+    spread: tuple[float, float]
+    ratio: float | None = None
+    within: bool | None = None
+
+    def against(self, reference: Measured) -> Measured:
+        """This counter held against the reference's."""
+        lowest, highest = reference.spread
+        within = lowest <= self.median <= highest
+        return Measured(self.median, self.spread, ratio(self.median, reference.median), within)
+
+
+def measure(values: Sequence[int]) -> Measured:
+    """A counter's values, at least one, as what is told of them."""
+    return Measured(median(values), (min(values), max(values)))
+
+
+def ratio(value: float, reference: float) -> float | None:
+    """How many times the reference a value is; None if there is no such number."""
+    if value == reference:
+        return 1.0
+    return value / reference if reference else None
+
+
+def in_bounds(counter: str, found: float | None) -> bool:
+    """Whether the ratio of a counter's medians is one that agrees; counters without bounds always do."""
+    if counter not in BOUNDS:
+        return True
+    lowest, highest = BOUNDS[counter]
+    return found is not None and lowest <= found <= highest
+
+
+def commonest(outcomes: dict[Outcome, int]) -> frozenset[Outcome]:
+    """The outcomes that occurred most often, of runs that could be judged."""
+    judged = {outcome: count for outcome, count in outcomes.items() if outcome != "error"}
+    most = max(judged.values(), default=0)
+    return frozenset(outcome for outcome, count in judged.items() if count == most)
+
+
+def outcomes_agree(one: dict[Outcome, int], other: dict[Outcome, int]) -> bool | None:
+    """Whether the commonest outcomes are the same; None if a host has no run that could be judged."""
+    ours, theirs = commonest(one), commonest(other)
+    return ours == theirs if ours and theirs else None
+
+
+def count_outcomes(outcomes: Sequence[Outcome]) -> dict[Outcome, int]:
+    """How often each outcome occurred, the commonest first."""
+    return dict(Counter(outcomes).most_common())

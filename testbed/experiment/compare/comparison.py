@@ -1,0 +1,152 @@
+"""A whole comparison: what `compare.json` holds, and how it follows from the runs.
+
+The most real of the hosts is the reference. Every way in which another one differs from it is a disagreement, with an
+explanation if there is one: a known difference, or a median that lies within the reference's own spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from testbed.experiment.compare.agreement import (
+    Measured,
+    commonest,
+    count_outcomes,
+    in_bounds,
+    measure,
+    outcomes_agree,
+)
+from testbed.experiment.compare.explanations import explain
+from testbed.experiment.compare.runs import HOSTS, Cell, Host, Run
+from testbed.experiment.result import Outcome
+
+
+class Disagreement(msgspec.Struct, frozen=True):
+    """Where a host differs from the reference: in its `outcome`, or in a counter. `explanation` None: not known."""
+
+    cell: str
+    what: str
+    host: Host
+    measured: str
+    reference: str
+    explanation: str | None
+
+
+class CellResult(msgspec.Struct, kw_only=True):
+    """What came out under the same conditions. `agree`: whether all hosts have the reference's outcome, None if one
+    has no run that could be judged. `counters` are those that every host has."""
+
+    name: str
+    arguments: dict[str, Any]
+    outcomes: dict[Host, dict[Outcome, int]] = {}
+    counters: dict[str, dict[Host, Measured]] = {}
+    agree: bool | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A cell that cannot exist, and why."""
+
+    name: str
+    arguments: dict[str, Any]
+    reason: str
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """The whole of `compare.json`. `outcome_agreement` is the part of the cells, of those that could be judged, in
+    which the outcomes agree; `errors` has a line for each run that broke down. `complete` is False if some runs are
+    missing."""
+
+    topology: str
+    hosts: list[Host]
+    reference: Host
+    seed: int
+    repetitions: int
+    runs: int = 0
+    cells: list[CellResult] = []
+    refused: list[Refused] = []
+    outcome_agreement: float | None = None
+    disagreements: list[Disagreement] = []
+    errors: list[str] = []
+    complete: bool = False
+    arguments: dict[str, Any] = {}
+    version: str = ""
+    directory: str = ""
+
+    @property
+    def others(self) -> list[Host]:
+        """The hosts that are held against the reference."""
+        return [host for host in self.hosts if host != self.reference]
+
+    def conclude(self, cells: Sequence[Cell], runs: Sequence[Run]) -> None:
+        """Fill in what the runs made so far have shown."""
+        by_cell: dict[str, list[Run]] = {cell.name: [] for cell in cells}
+        for each in runs:
+            by_cell[each.cell].append(each)
+        self.runs = len(runs)
+        self.cells = [self._cell(cell, by_cell[cell.name]) for cell in cells if by_cell[cell.name]]
+        judged = [cell.agree for cell in self.cells if cell.agree is not None]
+        self.outcome_agreement = sum(judged) / len(judged) if judged else None
+        self.disagreements = [found for cell in self.cells for found in self._disagreements(cell)]
+        self.errors = [f"{', '.join(map(str, e.key))}: {e.evidence}" for e in runs if e.outcome == "error"]
+        self.complete = self.runs == len(cells) * len(self.hosts) * self.repetitions
+
+    def _cell(self, cell: Cell, runs: Sequence[Run]) -> CellResult:
+        by_host = {host: [each for each in runs if each.host == host] for host in self.hosts}
+        outcomes = {host: count_outcomes([each.outcome for each in made]) for host, made in by_host.items()}
+        result = CellResult(name=cell.name, arguments=dict(cell.arguments), outcomes=outcomes)
+        agreed = [outcomes_agree(outcomes[host], outcomes[self.reference]) for host in self.others]
+        result.agree = None if None in agreed else all(agreed)
+        sound = {host: [each for each in made if each.outcome != "error"] for host, made in by_host.items()}
+        if all(sound.values()):
+            result.counters = {name: self._counter(name, sound) for name in _common(sound)}
+        return result
+
+    def _counter(self, name: str, runs: Mapping[Host, Sequence[Run]]) -> dict[Host, Measured]:
+        measured = {host: measure([each.counters[name] for each in runs[host]]) for host in self.hosts}
+        reference = measured[self.reference]
+        return {host: found if host == self.reference else found.against(reference) for host, found in measured.items()}
+
+    def _disagreements(self, cell: CellResult) -> Iterator[Disagreement]:
+        for host in self.others:
+            ours, theirs = cell.outcomes[host], cell.outcomes[self.reference]
+            if outcomes_agree(ours, theirs) is False:
+                why = explain("outcome", host, self.reference, cell.arguments)
+                yield Disagreement(cell.name, "outcome", host, in_words(ours), in_words(theirs), why)
+            elif "deadlock" not in commonest(theirs):
+                yield from self._counters_out_of_bounds(cell, host)
+
+    def _counters_out_of_bounds(self, cell: CellResult, host: Host) -> Iterator[Disagreement]:
+        for counter, measured in cell.counters.items():
+            found, reference = measured[host], measured[self.reference]
+            if in_bounds(counter, found.ratio):
+                continue
+            why = explain(counter, host, self.reference, cell.arguments)
+            if why is None and found.within:
+                why = "within the spread of the reference's own runs"
+            yield Disagreement(cell.name, counter, host, spelled(found), spelled(reference), why)
+
+
+def reference_of(hosts: Sequence[Host]) -> Host:
+    """The most real of these hosts."""
+    return min(hosts, key=HOSTS.index)
+
+
+def in_words(outcomes: Mapping[Outcome, int]) -> str:
+    """How often each outcome occurred, for people."""
+    return ", ".join(f"{outcome} {count}" for outcome, count in outcomes.items()) or "none"
+
+
+def spelled(measured: Measured) -> str:
+    """A median and what it lies between, for people."""
+    lowest, highest = measured.spread
+    between = "" if lowest == highest else f" ({lowest:,.0f} to {highest:,.0f})"
+    return f"{measured.median:,.0f}{between}"
+
+
+def _common(runs: Mapping[Host, Sequence[Run]]) -> list[str]:
+    """The counters that all runs of all hosts have."""
+    names = [frozenset(each.counters) for made in runs.values() for each in made]
+    return sorted(frozenset.intersection(*names))

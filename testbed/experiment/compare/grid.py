@@ -1,0 +1,143 @@
+"""The grid: every combination of conditions that decide whether swap over the network survives, or a sample of it.
+
+Each point is one client whose tasks touch twice its memory while a neighbour floods three sockets that nobody reads.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
+from typing import Any, Literal, get_args
+
+from testbed.experiment.arguments import RunOptions
+from testbed.experiment.compare.comparison import Refused
+from testbed.experiment.compare.runs import Cell
+from testbed.experiment.plan import resolve
+from testbed.experiment.topology import (
+    Bystander,
+    LinearTouch,
+    NbdServer,
+    Neighbour,
+    SwapClient,
+    Topology,
+    TopologyError,
+    UdpFlood,
+)
+from testbed.mm.watermarks import PAGE_SIZE, compute
+from testbed.patches import PRESETS
+from testbed.size import format_size
+
+MinFree = Literal["default", "half", "double"]
+MIN_FREE: dict[MinFree, float] = {"default": 1, "half": 0.5, "double": 2}
+MTU = 1500
+TOUCHED = 2
+"""How many times its memory a client's tasks touch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One combination: sizes in bytes, `min_free` relative to the kernel's own choice, `flood` in frames a second,
+    `flood_size` a whole Ethernet frame, and whether the kernel is `patched`, or has none of the series that it could
+    be without."""
+
+    memory: int
+    min_free: MinFree
+    flood: int
+    flood_size: int
+    tasks: int
+    bystander_buffer: int
+    patched: bool
+
+    @property
+    def name(self) -> str:
+        """The point in a file name."""
+        kernel = "patched" if self.patched else "vanilla"
+        sizes = f"{format_size(self.memory)}-{self.min_free}-{self.flood}x{self.flood_size}"
+        return f"{sizes}-{self.tasks}-{format_size(self.bystander_buffer)}-{kernel}"
+
+
+VALUES: dict[str, tuple[Any, ...]] = {
+    "memory": (64 << 20, 128 << 20, 256 << 20),
+    "min_free": get_args(MinFree),
+    "flood": (0, 2_000, 10_000, 20_000),
+    "flood_size": (64, 1400, 9000),
+    "tasks": (4, 16, 64),
+    "bystander_buffer": (1 << 20, 4 << 20, 8 << 20),
+    "patched": (True, False),
+}
+DIMENSIONS = tuple(item.name for item in fields(Point))
+SETS = ("memory", "min_free_kbytes", "flood", "flood_size", "tasks", "bystander_buffer", "workload_total", "mtu")
+"""What a point decides, and the command line cannot."""
+
+
+def whole_grid() -> list[Point]:
+    """Every point."""
+    return [Point(**dict(zip(DIMENSIONS, values, strict=True))) for values in product(*VALUES.values())]
+
+
+def sample(points: Sequence[Point], seed: int) -> Iterator[Point]:
+    """The points in an order whose every beginning is a fair sample: next is one whose values were taken least so far.
+
+    The same seed gives the same order, so that a sample can be made larger.
+    """
+    left = list(points)
+    random.Random(seed).shuffle(left)
+    taken: Counter[tuple[str, Any]] = Counter()
+    values = {point: tuple(asdict(point).items()) for point in left}
+    while left:
+        point = min(left, key=lambda each: sum(taken[value] ** 2 for value in values[each]))
+        left.remove(point)
+        taken.update(values[point])
+        yield point
+
+
+def grid_topology() -> Topology:
+    """What all points have in common."""
+    topology = Topology("grid")
+    server = topology.add(NbdServer("server"))
+    client = topology.add(SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(count=3)]))
+    noise = topology.add(Neighbour("noise"))
+    topology.connect(server, client, noise)
+    topology.workload(client, LinearTouch())
+    topology.flood(noise, client, UdpFlood())
+    return topology
+
+
+def cell(point: Point, topology: Topology, common: RunOptions) -> Cell:
+    """The runs of a point."""
+    rules = PRESETS[common.overrides.preset].rules
+    default = compute(point.memory // PAGE_SIZE, None, rules).min_free_kbytes
+    overrides = replace(
+        common.overrides,
+        memory=point.memory,
+        min_free_kbytes=int(default * MIN_FREE[point.min_free]),
+        flood=point.flood,
+        flood_size=point.flood_size,
+        tasks=point.tasks,
+        bystander_buffer=point.bystander_buffer,
+        workload_total=TOUCHED * point.memory,
+        mtu=max(MTU, point.flood_size),
+    )
+    patches = common.patches if point.patched else frozenset()
+    return Cell(point.name, topology, replace(common, overrides=overrides, patches=patches), asdict(point))
+
+
+def choose(common: RunOptions, count: int | None, seed: int) -> tuple[list[Cell], list[Refused]]:
+    """`count` cells of the grid that can exist (None: all), and those that were met on the way and cannot."""
+    topology, points = grid_topology(), whole_grid()
+    cells: list[Cell] = []
+    refused: list[Refused] = []
+    for point in points if count is None else sample(points, seed):
+        if len(cells) == count:
+            break
+        candidate = cell(point, topology, common)
+        try:
+            resolve(topology, candidate.options.overrides)
+        except TopologyError as error:
+            refused.append(Refused(candidate.name, dict(candidate.arguments), str(error)))
+        else:
+            cells.append(candidate)
+    return cells, refused

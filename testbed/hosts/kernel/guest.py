@@ -1,0 +1,124 @@
+"""A guest that obeys: what it says is sorted into counters, log and the rest; what it is told is answered, or not.
+
+Nobody waits for a guest without a deadline: it may hang, which is what it is there for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+from multiprocess.connection import wait
+
+from testbed.hosts.kernel.counters import GuestCounters
+from testbed.hosts.kernel.records import Record, RecordReader
+from testbed.hosts.kernel.uml import Machine, UserModeLinux
+from testbed.lab.errors import LabError
+
+SAMPLER, SAMPLER_OF_MEMORY = "progress", "vmstat"
+"""The first source of each of the guest's two samplers."""
+ANSWERS = ("booted", "done", "failed")
+EVENTS = ("workload_ended", "corrupt_page")
+CHUNK = 1 << 16
+LAST_WORDS = 4096
+"""Bytes of the console that are kept for an error message."""
+
+
+class Guest:
+    """A machine that runs. Raises LabError when it cannot be started; its console goes to the file `log`."""
+
+    def __init__(self, machine: Machine, directory: Path, log: Path) -> None:
+        self.counters = GuestCounters()
+        self.heard: dict[str, float] = {}
+        """When each source last said something, CLOCK_MONOTONIC seconds."""
+        self._records = RecordReader()
+        self._log = log.open("ab")
+        self._last_words = b""
+        self._answers: list[Record] = []
+        self.uml = UserModeLinux(machine, directory)
+
+    def pump(self, seconds: float, *others: Any) -> list[Record]:
+        """Take in what it says, waiting at most so long for it or for `others`; returns what are neither counters nor
+        answers."""
+        ready = wait([self.uml.console, self.uml.control, *others], seconds)
+        if self.uml.console in ready:
+            self._take_console()
+        return self._take_records() if self.uml.control in ready else []
+
+    def tell(self, line: str) -> None:
+        """Give it a line to carry out, whether or not it ever will. Raises LabError when it has ended."""
+        try:
+            self.uml.control.sendall(line.encode() + b"\n")
+        except OSError as error:
+            raise LabError(f"the guest has ended: {self.last_line()}") from error
+
+    def do(self, line: str, seconds: float) -> list[Record]:
+        """Have it carry out a line; returns what it said meanwhile. Raises LabError if it does not, or not in time."""
+        self.tell(line)
+        return self.answer(line, seconds)
+
+    def answer(self, doing: str, seconds: float) -> list[Record]:
+        """Wait for its next answer, as `do` does."""
+        deadline = time.monotonic() + seconds
+        said: list[Record] = []
+        while not self._answers:
+            if not self.uml.alive:
+                self.pump(0.0)
+                raise LabError(f"User Mode Linux ended ({doing}): {self.last_line()}")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LabError(f"the guest did not answer within {seconds:g} s ({doing}): {self.last_line()}")
+            said += self.pump(min(left, 0.1))
+        answer = self._answers.pop(0)
+        if answer.name == "failed":
+            raise LabError(f"the guest could not carry out {doing!r}: {answer.text}")
+        return said
+
+    def last_line(self) -> str:
+        """The last line on its console."""
+        lines = self._last_words.decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+
+    def panic(self) -> str | None:
+        """Why its kernel gave up, if it did."""
+        lines = self._last_words.decode("utf-8", "replace").splitlines()
+        return next((line.partition("Kernel panic")[2].strip(" -") for line in lines if "Kernel panic" in line), None)
+
+    def silent_s(self, source: str, now: float) -> float:
+        """Seconds since a source last said something; 0 if it never did."""
+        return max(0.0, now - self.heard.get(source, now))
+
+    def close(self) -> None:
+        """End it, whatever state it is in."""
+        self.uml.kill()
+        with contextlib.suppress(ValueError):
+            self.pump(0.0)
+        self._log.close()
+        self.uml.console.close()
+        self.uml.control.close()
+
+    def _take_console(self) -> None:
+        with contextlib.suppress(OSError):
+            data = self.uml.console.recv(CHUNK)
+            self._log.write(data)
+            self._log.flush()
+            self._last_words = (self._last_words + data)[-LAST_WORDS:]
+
+    def _take_records(self) -> list[Record]:
+        try:
+            data = self.uml.control.recv(CHUNK)
+        except OSError:
+            return []
+        others = []
+        now = time.monotonic()
+        for record in self._records.feed(data):
+            if record.name in ANSWERS:
+                self._answers.append(record)
+            elif record.name in EVENTS:
+                others.append(record)
+            else:
+                self.counters.take(record.name, record.text)
+                self.heard[record.name] = now
+        return others

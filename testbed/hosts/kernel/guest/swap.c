@@ -1,0 +1,187 @@
+/* The swap area: an NBD connection of our own making, handed to the kernel's driver; mkswap; swapon. */
+#define _GNU_SOURCE
+#include "guest.h"
+
+#include <arpa/inet.h>
+#include <endian.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/nbd.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/swap.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define DEVICE "/dev/nbd0"
+#define NBD_FLAG_FIXED_NEWSTYLE 1
+#define NBD_FLAG_NO_ZEROES 2
+#define NBD_OPT_EXPORT_NAME 1
+#define BLOCK 4096
+
+static const uint64_t IHAVEOPT = 0x49484156454f5054ULL;
+
+struct area {
+	char address[32], export[256];
+	int port, rcvbuf, sndbuf;
+	unsigned long bytes;
+};
+
+static int all(int fd, void *data, size_t length, int writing)
+{
+	for (char *at = data; length;) {
+		ssize_t n = writing ? write(fd, at, length) : read(fd, at, length);
+
+		if (n <= 0)
+			return -1;
+		at += n;
+		length -= n;
+	}
+	return 0;
+}
+
+/* Fixed newstyle, NBD_OPT_EXPORT_NAME. */
+static const char *negotiate(int fd, const char *export, uint64_t *size, uint16_t *flags)
+{
+	struct __attribute__((packed)) { uint64_t magic, option; uint16_t flags; } greeting;
+	struct __attribute__((packed)) { uint32_t flags; uint64_t magic; uint32_t option, length; } choice;
+	struct __attribute__((packed)) { uint64_t size; uint16_t flags; } answer;
+	char zeroes[124];
+	int no_zeroes;
+
+	if (all(fd, &greeting, sizeof greeting, 0) || be64toh(greeting.option) != IHAVEOPT)
+		return "the server does not speak the newstyle negotiation";
+	no_zeroes = be16toh(greeting.flags) & NBD_FLAG_NO_ZEROES;
+	choice.flags = htobe32(NBD_FLAG_FIXED_NEWSTYLE | no_zeroes);
+	choice.magic = htobe64(IHAVEOPT);
+	choice.option = htobe32(NBD_OPT_EXPORT_NAME);
+	choice.length = htobe32(strlen(export));
+	if (all(fd, &choice, sizeof choice, 1) || all(fd, (void *)export, strlen(export), 1) ||
+	    all(fd, &answer, sizeof answer, 0) || (!no_zeroes && all(fd, zeroes, sizeof zeroes, 0)))
+		return "the server does not have this export";
+	*size = be64toh(answer.size);
+	*flags = be16toh(answer.flags);
+	return NULL;
+}
+
+static const char *connect_to(const struct area *area, int *fd)
+{
+	struct sockaddr_in server = { .sin_family = AF_INET, .sin_port = htons(area->port) };
+	int one = 1;
+
+	inet_pton(AF_INET, area->address, &server.sin_addr);
+	*fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	if (area->rcvbuf)
+		setsockopt(*fd, SOL_SOCKET, SO_RCVBUFFORCE, &(int){ area->rcvbuf / 2 }, sizeof(int));
+	if (area->sndbuf)
+		setsockopt(*fd, SOL_SOCKET, SO_SNDBUFFORCE, &(int){ area->sndbuf / 2 }, sizeof(int));
+	setsockopt(*fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+	if (connect(*fd, (struct sockaddr *)&server, sizeof server))
+		return reason("cannot connect to the swap server: %s", strerror(errno));
+	return NULL;
+}
+
+/* In a process of its own: hands the connection to the driver, and serves it until it ends. */
+static const char *serve(const struct area *area, int answer)
+{
+	uint64_t size;
+	uint16_t flags;
+	int fd, device = open(DEVICE, O_RDWR | O_CLOEXEC);
+	const char *failure;
+
+	if (device < 0)
+		return reason(DEVICE ": %s", strerror(errno));
+	if ((failure = connect_to(area, &fd)) || (failure = negotiate(fd, area->export, &size, &flags)))
+		return failure;
+	if (size < area->bytes)
+		return reason("the export has %lu bytes, the swap area needs %lu", (unsigned long)size, area->bytes);
+	if (ioctl(device, NBD_SET_BLKSIZE, (unsigned long)BLOCK) ||
+	    ioctl(device, NBD_SET_SIZE_BLOCKS, (unsigned long)(size / BLOCK)) ||
+	    ioctl(device, NBD_SET_FLAGS, (unsigned long)flags) || ioctl(device, NBD_SET_SOCK, fd))
+		return reason("the nbd driver refused: %s", strerror(errno));
+	close(answer);
+	ioctl(device, NBD_DO_IT);
+	ioctl(device, NBD_CLEAR_SOCK);
+	_exit(0);
+}
+
+static int connected(void)
+{
+	for (int tries = 0; tries < 500; tries++) {
+		if (!access("/sys/block/nbd0/pid", F_OK))
+			return 1;
+		usleep(10000);
+	}
+	return 0;
+}
+
+/* Page 0 of a swap area (union swap_header, version 1). */
+static int mkswap(unsigned long bytes)
+{
+	static char page[PAGE] __attribute__((aligned(PAGE)));
+	uint32_t info[3] = { 1, bytes / PAGE - 1, 0 };
+	int fd = open(DEVICE, O_RDWR | O_DIRECT | O_CLOEXEC), failed;
+
+	if (fd < 0)
+		return -1;
+	memcpy(page + 1024, info, sizeof info);
+	memcpy(page + PAGE - 10, "SWAPSPACE2", 10);
+	failed = pwrite(fd, page, PAGE, 0) != PAGE;
+	close(fd);
+	return failed ? -1 : 0;
+}
+
+/* swap ADDRESS PORT BYTES RCVBUF SNDBUF [EXPORT] */
+const char *connect_swap(char *arguments)
+{
+	struct area area = { .export = "" };
+	static char said[256];
+	int answer[2];
+
+	if (sscanf(arguments, "%31s %d %lu %d %d %255s", area.address, &area.port, &area.bytes, &area.rcvbuf, &area.sndbuf,
+		   area.export) < 5)
+		return "swap ADDRESS PORT BYTES RCVBUF SNDBUF [EXPORT]";
+	if (pipe(answer))
+		return strerror(errno);
+	if (!fork()) {
+		const char *failure;
+
+		close(answer[0]);
+		stay("nbd");
+		failure = serve(&area, answer[1]);
+		_exit(write(answer[1], failure, strlen(failure)) < 0);
+	}
+	close(answer[1]);
+	memset(said, 0, sizeof said);
+	if (read(answer[0], said, sizeof said - 1) > 0)
+		return said;
+	close(answer[0]);
+	if (!connected())
+		return "the nbd driver did not start";
+	if (mkswap(area.bytes))
+		return reason("mkswap: %s", strerror(errno));
+	return swapon(DEVICE, 0) ? reason("swapon: %s", strerror(errno)) : NULL;
+}
+
+/* unswap: as an orderly shutdown does. */
+const char *disconnect_swap(char *arguments)
+{
+	int device;
+
+	(void)arguments;
+	if (swapoff(DEVICE))
+		return reason("swapoff: %s", strerror(errno));
+	device = open(DEVICE, O_RDWR | O_CLOEXEC);
+	if (device < 0 || ioctl(device, NBD_DISCONNECT))
+		return reason("disconnect: %s", strerror(errno));
+	close(device);
+	for (int tries = 0; tries < 200 && !access("/sys/block/nbd0/pid", F_OK); tries++)
+		usleep(10000);
+	return NULL;
+}

@@ -1,0 +1,173 @@
+"""When hosts agree: ratios and bounds, the commonest outcome, what is compared and what is not."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from testbed.experiment.compare import comparison as module
+from testbed.experiment.compare.agreement import BOUNDS, Measured, in_bounds, measure, outcomes_agree, ratio
+from testbed.experiment.compare.comparison import Comparison, reference_of
+from testbed.experiment.compare.explanations import KNOWN, Known, explain
+from testbed.experiment.compare.runs import HOSTS, Host, Run
+from testbed.experiment.result import Outcome
+from tests.experiment.compare.planted import cell, runs
+
+
+def compared(*made: list[Run], hosts: tuple[Host, ...] = ("emulated", "kernel")) -> Comparison:
+    found = Comparison(topology="t", hosts=list(hosts), reference=reference_of(hosts), seed=1, repetitions=len(made[0]))
+    found.conclude([cell()], [each for some in made for each in some])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("values", "median", "spread"),
+    [([5], 5, (5, 5)), ([9, 1, 2], 2, (1, 9)), ([1, 2, 3, 10], 2.5, (1, 10)), ([0, 0], 0, (0, 0))],
+)
+def test_a_counter_is_told_by_its_median_and_its_range(
+    values: list[int], median: float, spread: tuple[int, int]
+) -> None:
+    assert measure(values) == Measured(median, spread)
+
+
+@pytest.mark.parametrize(
+    ("value", "reference", "expected"), [(30, 20, 1.5), (0, 0, 1.0), (3, 0, None), (0, 3, 0.0), (7, 7, 1.0)]
+)
+def test_ratio(value: float, reference: float, expected: float | None) -> None:
+    assert ratio(value, reference) == expected
+
+
+@pytest.mark.parametrize("counter", BOUNDS)
+def test_each_bound_holds_up_to_its_edges_and_no_further(counter: str) -> None:
+    lowest, highest = BOUNDS[counter]
+    assert in_bounds(counter, lowest)
+    assert in_bounds(counter, highest)
+    assert not in_bounds(counter, lowest - 0.001)
+    assert not in_bounds(counter, highest + 0.001)
+    assert not in_bounds(counter, None)
+
+
+def test_the_bounds_are_those_that_were_asked_for() -> None:
+    assert BOUNDS["pswpin"] == BOUNDS["pswpout"] == (0.85, 1.15)
+    for counter in ("PFMemallocDrop", "pgscan_direct_throttle", "allocstall"):
+        assert BOUNDS[counter] == (0.5, 2.0)
+    assert in_bounds("pgfault", 100.0), "what has no bound cannot be out of bounds"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"pass": 3}, {"pass": 1}, True),
+        ({"pass": 19, "deadlock": 1}, {"pass": 12, "fail": 3}, True),
+        ({"pass": 1}, {"deadlock": 1}, False),
+        ({"pass": 1, "deadlock": 1}, {"pass": 2}, False),
+        ({"error": 5, "pass": 1}, {"pass": 2}, True),
+        ({"error": 2}, {"pass": 2}, None),
+        ({}, {"pass": 2}, None),
+    ],
+)
+def test_outcomes_agree_if_the_commonest_are_the_same(
+    one: dict[Outcome, int], other: dict[Outcome, int], expected: bool | None
+) -> None:
+    assert outcomes_agree(one, other) is expected
+
+
+def test_the_reference_is_the_most_real_host() -> None:
+    assert HOSTS == ("kernel", "emulated", "simulated")
+    assert reference_of(("simulated", "emulated")) == "emulated"
+    assert reference_of(("simulated", "emulated", "kernel")) == "kernel"
+
+
+def test_counters_are_held_against_the_reference() -> None:
+    found = compared(
+        runs("emulated", "ppp", pswpin=[1100, 1000, 1050], allocstall=[14, 15, 16]),
+        runs("kernel", "ppp", pswpin=[900, 1000, 1040], allocstall=[7, 5, 9]),
+    )
+    (only,) = found.cells
+    assert only.counters["pswpin"] == {
+        "emulated": Measured(1050, (1000, 1100), 1.05, False),
+        "kernel": Measured(1000, (900, 1040)),
+    }
+    assert only.agree
+    assert "nr_writeback" not in only.counters, "a gauge"
+    assert only.counters["reserve_min_free"]["emulated"].within
+    (differs,) = found.disagreements
+    assert (differs.what, differs.host, differs.measured, differs.reference) == (
+        "allocstall",
+        "emulated",
+        "15 (14 to 16)",
+        "7 (5 to 9)",
+    )
+    assert differs.explanation is None
+
+
+def test_a_median_within_the_references_own_spread_explains_itself() -> None:
+    found = compared(
+        runs("emulated", "ppp", PFMemallocDrop=[500, 500, 500]),
+        runs("kernel", "ppp", PFMemallocDrop=[20, 100, 900]),
+    )
+    (differs,) = found.disagreements
+    assert differs.what == "PFMemallocDrop"
+    assert differs.explanation is not None
+    assert "spread" in differs.explanation
+
+
+def test_how_far_a_host_came_before_it_hung_is_not_compared() -> None:
+    hung = compared(runs("emulated", "dd", pswpin=[1, 2]), runs("kernel", "dd", pswpin=[500, 600]))
+    assert hung.outcome_agreement == 1.0
+    assert hung.disagreements == []
+    differs = compared(runs("emulated", "pp", pswpin=[1, 2]), runs("kernel", "dd"))
+    assert [each.what for each in differs.disagreements] == ["outcome"]
+    assert differs.outcome_agreement == 0.0
+
+
+def test_only_counters_that_all_hosts_have_are_compared() -> None:
+    found = compared(runs("emulated", "p", ours=[1], both=[2]), runs("kernel", "p", both=[2], theirs=[3]))
+    assert {"both", "pswpin"} <= set(found.cells[0].counters)
+    assert not {"ours", "theirs"} & set(found.cells[0].counters)
+
+
+def test_a_run_that_broke_down_counts_for_nothing_but_is_told() -> None:
+    found = compared(runs("emulated", "pe", pswpin=[1000, 9]), runs("kernel", "pp", pswpin=[1000, 1000]))
+    assert found.cells[0].counters["pswpin"]["emulated"].spread == (1000, 1000)
+    assert found.errors == ["cell, emulated, 1: the rig broke"]
+    broken = compared(runs("emulated", "ee"), runs("kernel", "pp"))
+    assert (broken.outcome_agreement, broken.cells[0].agree, broken.cells[0].counters) == (None, None, {})
+
+
+def test_three_hosts_agree_only_all_together() -> None:
+    hosts: tuple[Host, ...] = ("emulated", "simulated", "kernel")
+    found = compared(runs("emulated", "p"), runs("simulated", "d"), runs("kernel", "p"), hosts=hosts)
+    assert found.cells[0].agree is False
+    assert [(each.host, each.what) for each in found.disagreements] == [("simulated", "outcome")]
+
+
+def test_what_is_missing_is_not_complete() -> None:
+    found = Comparison(topology="t", hosts=["emulated", "kernel"], reference="kernel", seed=1, repetitions=1)
+    found.conclude([cell("a"), cell("b")], runs("emulated", "p", "a") + runs("kernel", "p", "a"))
+    assert not found.complete
+    assert [each.name for each in found.cells] == ["a"]
+    assert found.outcome_agreement == 1.0
+
+
+def test_a_known_difference_explains_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Known("allocstall", "emulated", "kernel", lambda arguments: arguments["name"] == "cell", "it is known")
+    assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, [known]) == "it is known"
+    others: list[tuple[str, Host, str]] = [
+        ("pswpin", "emulated", "cell"),
+        ("allocstall", "simulated", "cell"),
+        ("allocstall", "emulated", "x"),
+    ]
+    for what, host, name in others:
+        assert explain(what, host, "kernel", {"name": name}, [known]) is None
+    monkeypatch.setattr(module, "explain", partial(explain, known=[known]))
+    found = compared(runs("emulated", "p", allocstall=[70]), runs("kernel", "p"))
+    assert [each.explanation for each in found.disagreements] == ["it is known"]
+
+
+def test_known_differences_are_about_what_can_differ() -> None:
+    for each in KNOWN:
+        assert each.what in {"outcome", *BOUNDS}
+        assert HOSTS.index(each.reference) < HOSTS.index(each.host)
+        assert each.why

@@ -1,0 +1,104 @@
+"""Who makes the runs: processes that an interruption ends, a process of its own, a cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from testbed.experiment.apart import attempt_apart
+from testbed.experiment.arguments import RunOptions
+from testbed.experiment.cluster import Cluster
+from testbed.experiment.errors import CannotRun
+from testbed.experiment.execution import Job, Workers
+from testbed.experiment.plan import Overrides
+from testbed.experiment.result import Result
+from testbed.experiment.topology import Topology
+from testbed.patches import PATCHES
+from tests.experiment.small import build
+
+
+def named(topology: Topology, options: RunOptions) -> Result:
+    """A run that says in which process it was made; seed 13 cannot be made."""
+    if options.seed == 13:
+        raise CannotRun("no luck")
+    return Result(outcome="pass", seed=options.seed, topology=topology.name, environment={"pid": os.getpid()})
+
+
+def endless(topology: Topology, options: RunOptions) -> Result:
+    """A run that only an interruption ends, and that cleans up then."""
+    assert options.out is not None
+    try:
+        (options.out / f"{options.seed}-started").touch()
+        while True:
+            time.sleep(0.01)
+    finally:
+        (options.out / f"{options.seed}-cleaned").touch()
+
+
+def killed(topology: Topology, options: RunOptions) -> Result:
+    """A run whose process is killed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def job(key: int) -> Job:
+    return named, build(), RunOptions(frozenset(PATCHES), Overrides(), key)
+
+
+def test_workers_are_other_processes() -> None:
+    with Workers(job, 2) as run_many:
+        made = dict(run_many([1, 2, 13]))
+    assert {key: each.outcome for key, each in made.items()} == {1: "pass", 2: "pass", 13: "error"}
+    assert os.getpid() not in {made[1].environment["pid"], made[2].environment["pid"]}
+    assert made[13].error == "no luck"
+
+
+def test_an_interruption_ends_the_runs_that_are_under_way(tmp_path: Path) -> None:
+    def forever(key: int) -> Job:
+        return endless, build(), RunOptions(frozenset(PATCHES), Overrides(), key, out=tmp_path)
+
+    def interrupted_once_both_run() -> None:
+        with Workers(forever, 2) as run_many:
+            runs = run_many([1, 2])
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            next(runs)
+
+    def interrupt(*_: object) -> None:
+        if len(list(tmp_path.glob("*-started"))) == 2:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_once_both_run()
+    assert {path.name for path in tmp_path.glob("*-cleaned")} == {"1-cleaned", "2-cleaned"}
+
+
+def test_a_run_apart_gives_its_result_whatever_becomes_of_its_process() -> None:
+    made = attempt_apart(job(7))
+    assert (made.outcome, made.seed) == ("pass", 7)
+    assert made.environment["pid"] != os.getpid()
+    assert attempt_apart(job(13)).error == "no luck"
+    broken = attempt_apart((killed, *job(3)[1:]))
+    assert broken.outcome == "error"
+    assert "ended with status -9" in (broken.error or "")
+
+
+def test_a_cluster_makes_the_runs() -> None:
+    distributed = pytest.importorskip("distributed")
+    local = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, protocol="inproc"
+    )
+    with local, Cluster(job, local) as run_many:
+        made = dict(run_many([1, 13]))
+    assert {key: each.outcome for key, each in made.items()} == {1: "pass", 13: "error"}
+
+
+def test_without_a_cluster_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    with pytest.raises(CannotRun, match=r"swap-testbed\[cluster\]"):
+        Cluster(job, "127.0.0.1:1")

@@ -1,0 +1,20 @@
+"""A flood that a kernel with the series survives and one without does not: on the model, and on a real kernel.
+
+Three sockets that nobody reads hold what the flood brings. `--host kernel` runs it on User Mode Linux; without the
+series (`--vanilla`) swap stops for good on both.
+"""
+
+from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
+
+topology = Topology("kernel_flood")
+server = topology.add(NbdServer("server"))
+client = topology.add(
+    SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(reader="never", buffer="16M")])
+)
+noise = topology.add(Neighbour("noise"))
+topology.connect(server, client, noise)
+topology.workload(client, LinearTouch(processes=8, total="256M"))
+topology.flood(noise, client, UdpFlood(pps=10_000, size=1000))
+
+if __name__ == "__main__":
+    topology.main()
