@@ -24,7 +24,7 @@ from testbed.hosts.kernel.pulse import Pulse
 from testbed.hosts.kernel.records import Record
 from testbed.hosts.kernel.report import Account, Wire, Work, kernel_report
 from testbed.hosts.kernel.uml import Machine, root_directory
-from testbed.hosts.messages import Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
+from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -72,6 +72,7 @@ class KernelClient:
         self.lowest_free: int | None = None
         self.swapping = False
         self.stopping = False
+        self.panic: str | None = None
         self._namespace = NetworkNamespace.current()
 
     @contextlib.contextmanager
@@ -97,6 +98,8 @@ class KernelClient:
         """Say that it is ready, obey, and give account."""
         self.channel.send(Ready(self.plan.name, {"kernel": self.spec.image.identity(self.spec.parameters)}))
         while not self.stopping:
+            if self.panic is None and not self.guest.uml.alive:
+                self._panicked()
             self._say_sample()
             self._wait_until(time.monotonic() + SAMPLE_INTERVAL)
         self.channel.send(Finished(self.plan.name, self._conclude()))
@@ -128,20 +131,25 @@ class KernelClient:
             task, page = record.text.split()
             self._event(record.name, {"task": f"touch{task}", "page": int(page)})
 
+    def _panicked(self) -> None:
+        """The guest has ended by itself: no task runs again."""
+        self.panic = self.guest.panic() or f"User Mode Linux ended: {self.guest.last_line()}"
+        self._event("panic", {"message": self.panic})
+        if self._at_work:
+            self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
+            self._event("workload_ended", {"finished_tasks": self.guest.counters.progress.get("finished", 0)})
+
     def _cpu_seconds(self) -> dict[str, float]:
         return proc_text.cpu_seconds(self.guest.counters.text("stat"))
 
     def _event(self, name: str, fields: dict[str, Any]) -> None:
-        self._send(Event(self.plan.name, time.monotonic(), name, fields))
-
-    def _send(self, message: Message) -> None:
-        self.channel.send(message)
+        self.channel.send(Event(self.plan.name, time.monotonic(), name, fields))
 
     def _say_sample(self) -> None:
         now = time.monotonic()
         counters = self._counters()
         silent_s = self.guest.silent_s(SAMPLER, now)
-        if self._at_work and (silent_s > SILENT_S or not self.guest.uml.alive):
+        if self._at_work and silent_s > SILENT_S:
             tasks = self.plan.workload.processes
             counters["tasks_waiting"] = tasks - counters["finished_tasks"] - counters["killed_tasks"]
         counters["silent_ms"] = round(1000 * silent_s)
@@ -153,7 +161,7 @@ class KernelClient:
         if not self.swapping and counters["pswpout"]:
             self.swapping = True
             self._event("swapping", {})
-        self._send(Sample(self.plan.name, now, counters))
+        self.channel.send(Sample(self.plan.name, now, counters))
 
     def _counters(self) -> dict[str, int]:
         """The guest's counters and ours. Debian's driver does not count the frames that it has no memory for; they are
@@ -183,7 +191,7 @@ class KernelClient:
                 wire=wire,
                 work=self.work,
                 lowest_free=self.lowest_free or 0,
-                panic=self.guest.panic(),
+                panic=self.panic,
                 hang=hang,
                 disorder=disorder,
             )
