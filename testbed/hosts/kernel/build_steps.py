@@ -102,23 +102,26 @@ class _Advance:
 def _group(
     command: Sequence[str], directory: Path | None, environment: Mapping[str, str] | None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A program in a process group of its own, which has ended when this does."""
-    try:
-        process = subprocess.Popen(
-            command,
-            cwd=directory,
-            env=None if environment is None else {**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise LabError(f"cannot start {command[0]}: {error.strerror}") from None
-    with process:
+    """A program in a process group of its own, which has ended when this does.
+
+    It starts with a line from us, given when there is no way out any more but past its end: an interruption in the
+    middle of starting it closes the pipe instead.
+    """
+    with subprocess.Popen(
+        ["sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh", *command],
+        cwd=directory,
+        env=None if environment is None else {**os.environ, **environment},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
         try:
+            assert process.stdin is not None
+            with process.stdin as line:
+                line.write("\n")
             yield process
         except BaseException:
             with contextlib.suppress(ProcessLookupError):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from testbed.experiment.leftovers import mark_children, temporary_directory
+from testbed.experiment.patch_tables import ONE_LINE
 from testbed.hosts.kernel.build import build
 from testbed.hosts.kernel.build_steps import Steps
 from testbed.hosts.kernel.catalogue import images
@@ -61,9 +62,10 @@ def _build(space: argparse.Namespace) -> int:
 
 def _list(space: argparse.Namespace) -> int:
     found = images()
-    if not found and not space.json:
+    if found or space.json:
+        _show(found, space.json)
+    else:
         print("there is none: apt install user-mode-linux, or testbed kernel build")
-    _show(found, space.json)
     return 0
 
 
@@ -78,20 +80,17 @@ def _show(found: list[KernelImage], as_json: bool) -> None:
         sys.stdout.write("\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("version", "slab", "made by", "configuration", "program"):
+    for heading in ("version", "slab", "from", "configuration", "program"):
         table.add_column(heading, overflow="fold")
     for image in found:
-        table.add_row(
-            image.version,
-            image.slab,
-            "us" if image.built else "the distribution",
-            image.config_hash[:12],
-            str(image.path),
-        )
-    if found:
-        Console(highlight=False).print(table)
+        kind = "build" if image.built else "package"
+        table.add_row(image.version, image.slab, kind, image.config_hash[:12], str(image.path))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = ONE_LINE
+    console.print(table)
     for change in dict.fromkeys(change for image in found for change in image.changes):
-        print(f"  ours: {change}")
+        print(f"  changed in a build: {change}")
 
 
 _ACTIONS = {"build": _build, "list": _list, "patch": _patch}
