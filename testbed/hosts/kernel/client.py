@@ -35,6 +35,8 @@ SAMPLE_INTERVAL = 0.1
 BOOT_S, STEP_S, ENDING_S, FRESH_S, MCONSOLE_S, POWER_OFF_S = 20.0, 10.0, 5.0, 1.0, 2.0, 2.0
 SILENT_S = 1.0
 """After so long without a word the guest's tasks are taken to be waiting, as its samplers are."""
+MEMORY = "meminfo"
+"""The source that tells how much memory is free."""
 PACKET_BUFFER = 1 << 20
 """Room in the packet socket, bytes: what a machine that is late to look may have waiting."""
 
@@ -155,7 +157,7 @@ class KernelClient:
         counters["silent_ms"] = round(1000 * silent_s)
         counters["vmstat_silent_ms"] = round(1000 * self.guest.silent_s(SAMPLER_OF_MEMORY, now))
         self.pulse.beat(now, counters, self.guest.uml.cpu_seconds())
-        if SAMPLER in self.guest.heard:
+        if MEMORY in self.guest.heard:
             free = counters["nr_free_pages"]
             self.lowest_free = free if self.lowest_free is None else min(free, self.lowest_free)
         if not self.swapping and counters["pswpout"]:
