@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 
 from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
 from testbed.experiment.coordinator import RunRecord
+from testbed.experiment.leftovers import PREFIX
 from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.result import decode
@@ -126,6 +129,10 @@ def test_nothing_of_a_guest_is_left_however_the_run_ends(number: signal.Signals,
         os.kill(runner.pid, number)
         runner.wait(60.0)
     assert_nothing_left(namespaces, mounted, family)
+    directories = list(Path(tempfile.gettempdir()).glob(f"{PREFIX}{runner.pid}-*"))
+    assert len(directories) == (number == signal.SIGKILL), "only testbed clean can remove what a kill leaves"
+    for directory in directories:
+        shutil.rmtree(directory)
 
 
 @pytest.mark.program("linux.uml")
