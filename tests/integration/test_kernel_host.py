@@ -21,6 +21,7 @@ from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.result import decode
 from testbed.experiment.verdict import judge
+from testbed.hosts.server_program import OWN_PIDS
 from tests.integration.small_run import ALL_OFF, ALL_ON, mounts, network_namespaces, run_plan, small_plan
 from tests.integration.test_no_trace import assert_nothing_left, children, made_by
 from tests.lab.helpers import eventually
@@ -115,7 +116,8 @@ def quiet_run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[in
 
 def guests(family: list[int]) -> list[int]:
     """Which of these processes are User Mode Linux, the kernel itself first."""
-    return [pid for pid in family if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0].endswith("linux.uml")]
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in family}
+    return [pid for pid in family if "rootfstype=hostfs" in words[pid] and words[pid][0] != OWN_PIDS[0]]
 
 
 @pytest.mark.program("linux.uml")
