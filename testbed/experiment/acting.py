@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from testbed.hosts.kernel.switches import SWITCHES
 from testbed.hosts.plan import ClientPlan
-from testbed.patches import PATCHES
+from testbed.patches import ALWAYS_ACTING, PATCHES
 
 _NEEDS: dict[int, Callable[[ClientPlan], bool]] = {
     1: lambda client: False,
@@ -22,8 +22,10 @@ _NEEDS: dict[int, Callable[[ClientPlan], bool]] = {
 
 
 def acting(clients: Iterable[ClientPlan]) -> frozenset[int]:
-    """The numbers of the patches that can act on at least one of these clients."""
+    """The numbers of the patches that can act on at least one of these clients; of none, those that act on any."""
     known = list(clients)
+    if not known:
+        return ALWAYS_ACTING
     return frozenset(number for number in PATCHES if any(_acts(number, client) for client in known))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from testbed.experiment import simulate as simulation
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.coordinator import Limits, Observer, RunRecord
+from testbed.experiment.errors import CannotRun
 from testbed.experiment.evidence import ClientEvidence, RunEvidence
 from testbed.experiment.faults.injected import remarks
 from testbed.experiment.faults.recorded import as_plain
@@ -112,7 +113,9 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
 
 
 def _traced(plan: Plan, directory: RunDirectory) -> Plan:
-    """The plan with a trace of each client, `trace-CLIENT.txt` and `trace-CLIENT.perfetto-trace`."""
+    """The plan with a trace of each client, `trace-CLIENT.txt` and `trace-CLIENT.perfetto-trace`. Raises CannotRun."""
+    if kernel := next((client.name for client in plan.clients if client.host == "kernel"), None):
+        raise CannotRun(f"{kernel}: --trace is for emulated clients: a real kernel has no tracepoints of ours")
     clients = tuple(
         replace(client, trace=TracePlan(str(directory.file(f"trace-{client.name}")), number))
         for number, client in enumerate(plan.clients)

@@ -38,6 +38,11 @@ def test_what_a_client_has_decides_which_patches_act(changes: dict[str, Any], mo
     assert acting([client_plan(**changes)]) == ALWAYS_ACTING | more
 
 
+@pytest.mark.parametrize(("slab", "idle"), [("slub", {1, 6, 11, 13}), ("slab", {1, 3, 6, 11})])
+def test_on_a_real_kernel_those_act_that_it_can_do_without(slab: str, idle: set[int]) -> None:
+    assert acting([client_plan(host="kernel", slab=slab)]) == frozenset(PATCHES) - idle
+
+
 def test_one_client_that_has_it_is_enough() -> None:
     assert acting([client_plan(), client_plan(driver="frag")]) == ALWAYS_ACTING | {10}
 

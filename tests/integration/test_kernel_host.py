@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
 from testbed.experiment.coordinator import RunRecord
+from testbed.experiment.leftovers import PREFIX
 from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
+from testbed.experiment.result import decode
 from testbed.experiment.verdict import judge
+from testbed.hosts.server_program import OWN_PIDS
 from tests.integration.small_run import ALL_OFF, ALL_ON, mounts, network_namespaces, run_plan, small_plan
 from tests.integration.test_no_trace import assert_nothing_left, children, made_by
 from tests.lab.helpers import eventually
@@ -91,10 +98,9 @@ def test_under_flood_a_kernel_without_the_series_deadlocks() -> None:
     assert "its kernel" in evidence
 
 
-@pytest.mark.program("linux.uml")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_nothing_of_a_guest_is_left_however_the_run_ends(number: signal.Signals, tmp_path: Path) -> None:
-    mounted = mounts()
+@contextmanager
+def quiet_run(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], list[int]]]:
+    """A run in a process of its own, in the midst of its workload, and all its processes."""
     command = [sys.executable, "-m", "testbed.cli", "run", str(TOPOLOGIES / "swap_quiet.py"), "--host", "kernel"]
     command += ["--out", str(tmp_path / "run")]
     with (tmp_path / "output").open("wb") as output:
@@ -102,13 +108,41 @@ def test_nothing_of_a_guest_is_left_however_the_run_ends(number: signal.Signals,
     try:
         events = tmp_path / "run" / "events.jsonl"
         eventually(lambda: events.exists() and b"workload_started" in events.read_bytes(), 60.0, "the workload")
-        family = [runner.pid, *children(runner.pid)]
-        namespaces = made_by(family)
-        assert namespaces - network_namespaces([os.getpid()])
-        assert any("linux.uml" in Path(f"/proc/{pid}/cmdline").read_text() for pid in family)
-        os.kill(runner.pid, number)
-        runner.wait(60.0)
+        yield runner, [runner.pid, *children(runner.pid)]
     finally:
         runner.kill()
         runner.wait()
+
+
+def guests(family: list[int]) -> list[int]:
+    """Which of these processes are User Mode Linux, the kernel itself first."""
+    words = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in family}
+    return [pid for pid in family if "rootfstype=hostfs" in words[pid] and words[pid][0] != OWN_PIDS[0]]
+
+
+@pytest.mark.program("linux.uml")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_nothing_of_a_guest_is_left_however_the_run_ends(number: signal.Signals, tmp_path: Path) -> None:
+    mounted = mounts()
+    with quiet_run(tmp_path) as (runner, family):
+        namespaces = made_by(family)
+        assert namespaces - network_namespaces([os.getpid()])
+        assert guests(family)
+        os.kill(runner.pid, number)
+        runner.wait(60.0)
     assert_nothing_left(namespaces, mounted, family)
+    directories = list(Path(tempfile.gettempdir()).glob(f"{PREFIX}{runner.pid}-*"))
+    assert len(directories) == (number == signal.SIGKILL), "only testbed clean can remove what a kill leaves"
+    for directory in directories:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.program("linux.uml")
+def test_a_guest_that_ends_by_itself_fails_the_run(tmp_path: Path) -> None:
+    with quiet_run(tmp_path) as (runner, family):
+        os.kill(guests(family)[0], signal.SIGKILL)
+        assert runner.wait(60.0) == 1
+    result = decode((tmp_path / "run" / "result.json").read_bytes())
+    assert result.outcome == "fail"
+    progress = next(check for check in result.checks if check.name == "progress")
+    assert "the machine stopped" in progress.evidence

@@ -24,7 +24,7 @@ from testbed.hosts.kernel.pulse import Pulse
 from testbed.hosts.kernel.records import Record
 from testbed.hosts.kernel.report import Account, Wire, Work, kernel_report
 from testbed.hosts.kernel.uml import Machine, root_directory
-from testbed.hosts.messages import Event, Finished, Message, Ready, Sample, Shutdown, StartWorkload
+from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
 from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -35,6 +35,8 @@ SAMPLE_INTERVAL = 0.1
 BOOT_S, STEP_S, ENDING_S, FRESH_S, MCONSOLE_S, POWER_OFF_S = 20.0, 10.0, 5.0, 1.0, 2.0, 2.0
 SILENT_S = 1.0
 """After so long without a word the guest's tasks are taken to be waiting, as its samplers are."""
+MEMORY = "meminfo"
+"""The source that tells how much memory is free."""
 PACKET_BUFFER = 1 << 20
 """Room in the packet socket, bytes: what a machine that is late to look may have waiting."""
 
@@ -72,6 +74,7 @@ class KernelClient:
         self.lowest_free: int | None = None
         self.swapping = False
         self.stopping = False
+        self.panic: str | None = None
         self._namespace = NetworkNamespace.current()
 
     @contextlib.contextmanager
@@ -98,6 +101,8 @@ class KernelClient:
         """Say that it is ready, obey, and give account."""
         self.channel.send(Ready(self.plan.name, {"kernel": self.spec.image.identity(self.spec.parameters)}))
         while not self.stopping:
+            if self.panic is None and not self.guest.uml.alive:
+                self._panicked()
             self._say_sample()
             self._wait_until(time.monotonic() + SAMPLE_INTERVAL)
         self.channel.send(Finished(self.plan.name, self._conclude()))
@@ -129,32 +134,37 @@ class KernelClient:
             task, page = record.text.split()
             self._event(record.name, {"task": f"touch{task}", "page": int(page)})
 
+    def _panicked(self) -> None:
+        """The guest has ended by itself: no task runs again."""
+        self.panic = self.guest.panic() or f"User Mode Linux ended: {self.guest.last_line()}"
+        self._event("panic", {"message": self.panic})
+        if self._at_work:
+            self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
+            self._event("workload_ended", {"finished_tasks": self.guest.counters.progress.get("finished", 0)})
+
     def _cpu_seconds(self) -> dict[str, float]:
         return proc_text.cpu_seconds(self.guest.counters.text("stat"))
 
     def _event(self, name: str, fields: dict[str, Any]) -> None:
-        self._send(Event(self.plan.name, time.monotonic(), name, fields))
-
-    def _send(self, message: Message) -> None:
-        self.channel.send(message)
+        self.channel.send(Event(self.plan.name, time.monotonic(), name, fields))
 
     def _say_sample(self) -> None:
         now = time.monotonic()
         counters = self._counters()
         silent_s = self.guest.silent_s(SAMPLER, now)
-        if self._at_work and (silent_s > SILENT_S or not self.guest.uml.alive):
+        if self._at_work and silent_s > SILENT_S:
             tasks = self.plan.workload.processes
             counters["tasks_waiting"] = tasks - counters["finished_tasks"] - counters["killed_tasks"]
         counters["silent_ms"] = round(1000 * silent_s)
         counters["vmstat_silent_ms"] = round(1000 * self.guest.silent_s(SAMPLER_OF_MEMORY, now))
         self.pulse.beat(now, counters, self.guest.uml.cpu_seconds())
-        if SAMPLER in self.guest.heard:
+        if MEMORY in self.guest.heard:
             free = counters["nr_free_pages"]
             self.lowest_free = free if self.lowest_free is None else min(free, self.lowest_free)
         if not self.swapping and counters["pswpout"]:
             self.swapping = True
             self._event("swapping", {})
-        self._send(Sample(self.plan.name, now, counters))
+        self.channel.send(Sample(self.plan.name, now, counters))
 
     def _counters(self) -> dict[str, int]:
         """The guest's counters and ours. Debian's driver does not count the frames that it has no memory for; they are
@@ -184,7 +194,7 @@ class KernelClient:
                 wire=wire,
                 work=self.work,
                 lowest_free=self.lowest_free or 0,
-                panic=self.guest.panic(),
+                panic=self.panic,
                 hang=hang,
                 disorder=disorder,
             )

@@ -6,6 +6,7 @@ Nobody waits for a guest without a deadline: it may hang, which is what it is th
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,12 @@ class Guest:
         self._last_words = b""
         self._answers: list[Record] = []
         self.uml = UserModeLinux(machine, directory)
+        self._lines = [self.uml.console, self.uml.control]
 
     def pump(self, seconds: float, *others: Any) -> list[Record]:
         """Take in what it says, waiting at most so long for it or for `others`; returns what are neither counters nor
         answers."""
-        ready = wait([self.uml.console, self.uml.control, *others], seconds)
+        ready = wait([*self._lines, *others], seconds)
         if self.uml.console in ready:
             self._take_console()
         return self._take_records() if self.uml.control in ready else []
@@ -100,20 +102,25 @@ class Guest:
         self.uml.control.close()
 
     def _take_console(self) -> None:
-        with contextlib.suppress(OSError):
-            data = self.uml.console.recv(CHUNK)
-            self._log.write(data)
-            self._log.flush()
-            self._last_words = (self._last_words + data)[-LAST_WORDS:]
+        data = self._receive(self.uml.console)
+        self._log.write(data)
+        self._log.flush()
+        self._last_words = (self._last_words + data)[-LAST_WORDS:]
+
+    def _receive(self, line: socket.socket) -> bytes:
+        """What has come in on a line; one whose other end is gone is not listened to any more."""
+        try:
+            data = line.recv(CHUNK)
+        except OSError:
+            data = b""
+        if not data:
+            self._lines.remove(line)
+        return data
 
     def _take_records(self) -> list[Record]:
-        try:
-            data = self.uml.control.recv(CHUNK)
-        except OSError:
-            return []
         others = []
         now = time.monotonic()
-        for record in self._records.feed(data):
+        for record in self._records.feed(self._receive(self.uml.control)):
             if record.name in ANSWERS:
                 self._answers.append(record)
             elif record.name in EVENTS:

@@ -37,8 +37,6 @@ def unsupported(plan: ClientPlan) -> str | None:
                 f"its {bystander.reader} {bystander.protocol.upper()} bystander is for emulated clients: "
                 "a kernel host's are UDP ones, and not corked"
             )
-    if plan.trace is not None:
-        return "--trace is for emulated clients: a kernel host has no tracepoints of ours"
     return None
 
 
