@@ -79,7 +79,7 @@ PATCHES = (
         2,
         "reserve-objects",
         "an ordinary caller gets no object of a marked partial slab",
-        ("mm/slub.py", "match = self._get_partial_match and not allowed", "match = False"),
+        ("mm/slub.py", "if self._get_partial_match and not allowed and", "if False and"),
         SLUB,
     ),
     _broken(

@@ -71,7 +71,7 @@ class RelayedLink:
         def answered() -> bool:
             self.said += self.relay.messages()
             return any(
-                isinstance(each, Event) and each.name == name and each.fields == {"number": number}
+                isinstance(each, Event) and each.name == name and each.fields["number"] == number
                 for each in self.said
             )
 
