@@ -32,7 +32,7 @@ def failed(record: RunRecord) -> list[str]:
 
 def test_swap_survives_loss_delay_and_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
     faults: Faults = [
-        ("loss", {"probability": 0.01}),
+        ("loss", {"probability": 0.003}),
         ("delay", {"seconds": 0.001}),
         ("duplicate", {"probability": 0.05}),
     ]
