@@ -57,6 +57,8 @@ def attempt(run_once: RunOnce, topology: Topology, options: RunOptions) -> Resul
 class OneByOne(Generic[Key]):
     """Runs that follow each other in this process; `starting` is told of each before it starts."""
 
+    at_once = 1
+
     def __init__(self, job_for: Callable[[Key], Job], starting: Callable[[Key], None]) -> None:
         self._job_for = job_for
         self._starting = starting
@@ -80,7 +82,8 @@ class Workers(Generic[Key]):
 
     def __init__(self, job_for: Callable[[Key], Job], count: int | None) -> None:
         self._job_for = job_for
-        self._pool = ProcessPoolExecutor(count or os.cpu_count(), get_context("forkserver"), _ignore_interrupts)
+        self.at_once = count or os.cpu_count() or 1
+        self._pool = ProcessPoolExecutor(self.at_once, get_context("forkserver"), _ignore_interrupts)
 
     def __call__(self, keys: Sequence[Key]) -> Iterator[tuple[Key, Result]]:
         started = {self._pool.submit(_interruptible, self._job_for(key)): key for key in keys}

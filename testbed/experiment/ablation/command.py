@@ -22,7 +22,7 @@ from testbed.experiment.ablation.output import AblationDirectory
 from testbed.experiment.ablation.rows import name
 from testbed.experiment.ablation.study import Ablation, Study
 from testbed.experiment.ablation.table import show
-from testbed.experiment.ablation.trials import Key, RunMany, Trial, Trials, how_it_ended
+from testbed.experiment.ablation.trials import Key, Trial, Trials, how_it_ended
 from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.drawing import NoFigure
@@ -182,12 +182,12 @@ class _Rig:
             return Workers(self.job_for, self.request.jobs)
         return OneByOne(self.job_for, lambda key: progress.starting(self.named(frozenset(PATCHES) - key[0], key[1])))
 
-    def trials(self, run_many: RunMany, progress: Progress) -> Trials:
+    def trials(self, run_many: OneByOne[Key] | Workers[Key], progress: Progress) -> Trials:
         def record(trial: Trial) -> None:
             self.directory.record(trial)
             progress.ended(self.named(trial.off, trial.seed), trial.outcome, how_it_ended(trial))
 
-        return Trials(run_many, self.request.seeds, record)
+        return Trials(run_many, self.request.seeds, record, run_many.at_once)
 
 
 def _carry_out(rig: _Rig, study: Study, ablation: Ablation) -> str | None:

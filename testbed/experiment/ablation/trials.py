@@ -91,10 +91,14 @@ class Trials:
         run_many: makes runs.
         seeds: for each set of patches, one run with each of them.
         record: is told of each run when it has ended.
+        at_once: how many runs are made at the same time.
     """
 
-    def __init__(self, run_many: RunMany, seeds: Sequence[int], record: Callable[[Trial], None]) -> None:
+    def __init__(
+        self, run_many: RunMany, seeds: Sequence[int], record: Callable[[Trial], None], at_once: int = 1
+    ) -> None:
         self.seeds = seeds
+        self._at_once = at_once
         self._run_many = run_many
         self._record = record
         self._done: dict[Key, Trial] = {}
@@ -115,12 +119,18 @@ class Trials:
         return any(each.survived is False for each in self.of(patches))
 
     def survivors(self, sets: Iterable[frozenset[int]]) -> list[frozenset[int]]:
-        """Those of the sets that survive every seed. A set is given up at the first seed that it does not survive."""
-        left = list(sets)
-        for seed in self.seeds:
+        """Those of the sets that survive every seed.
+
+        So many seeds are tried together that there are runs for all who make them; a set is given up when one of them
+        is not survived.
+        """
+        left, untried = list(sets), list(self.seeds)
+        while left and untried:
+            number = max(1, self._at_once // len(left))
+            seeds, untried = untried[:number], untried[number:]
+            self.make((patches, seed) for patches in left for seed in seeds)
             left = [patches for patches in left if all(each.survived for each in self.of(patches))]
-            self.make((patches, seed) for patches in left)
-        return [patches for patches in left if all(each.survived for each in self.of(patches))]
+        return left
 
     def undecided(self) -> list[Trial]:
         """The runs of which it cannot be said whether the host survived."""

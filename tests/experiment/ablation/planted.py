@@ -35,7 +35,7 @@ def result(patches: frozenset[int] = ALL, seed: int = 1, outcome: Outcome = "pas
     )
 
 
-def trials(fate: Fate, seeds: Sequence[int] = (1, 2, 3)) -> tuple[Trials, list[Key]]:
+def trials(fate: Fate, seeds: Sequence[int] = (1, 2, 3), at_once: int = 1) -> tuple[Trials, list[Key]]:
     """Trials whose runs come out as `fate` says, and the list of the runs that are really made."""
     made: list[Key] = []
 
@@ -44,7 +44,7 @@ def trials(fate: Fate, seeds: Sequence[int] = (1, 2, 3)) -> tuple[Trials, list[K
             made.append((patches, seed))
             yield (patches, seed), result(patches, seed, fate(patches, seed))
 
-    return Trials(run_many, seeds, lambda trial: None), made
+    return Trials(run_many, seeds, lambda trial: None, at_once), made
 
 
 def needing(needed: frozenset[int]) -> Fate:

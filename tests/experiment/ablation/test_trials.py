@@ -69,6 +69,15 @@ def test_a_set_is_given_up_at_the_first_seed_it_does_not_survive() -> None:
     assert not study.dies(ALL - {1}), "a set that was never run is not known to die"
 
 
+def test_seeds_are_tried_together_so_that_nobody_who_makes_runs_is_idle() -> None:
+    study, made = trials(lambda patches, seed: "deadlock" if seed == 2 and len(patches) < 16 else "pass", at_once=2)
+    assert study.survivors([ALL - {4}]) == []
+    assert [seed for _, seed in made] == [1, 2]
+    assert study.survivors([ALL, ALL - {16}]) == [ALL]
+    assert [seed for patches, seed in made if patches == ALL - {16}] == [1, 2]
+    assert [seed for patches, seed in made if patches == ALL] == [1, 2, 3]
+
+
 def test_a_run_that_broke_down_shows_neither_life_nor_death() -> None:
     study, _ = trials(lambda patches, seed: "error" if seed == 2 else "pass")
     assert study.survivors([ALL]) == []
