@@ -329,8 +329,11 @@ class KmemCache(slab_common.KmemCache):
         if slab.frozen:
             return
         if slab.free == 1:
-            empty = self._drain_cpu_partial()
-            self._put_cpu_partial(slab, 1)
+            pobjects = self._pobjects
+            empty = self._unfreeze_partials() if pobjects and pobjects[-1] > self.cpu_partial else []
+            slab.frozen = True
+            pobjects.append(pobjects[-1] + 1 if pobjects else 1)
+            self._cpu_partial.append(slab)
             if empty:
                 self._discard_bulk(empty)
         elif slab.free == slab.objects and len(self._partial) >= self.min_partial:
@@ -341,7 +344,7 @@ class KmemCache(slab_common.KmemCache):
         """`kmem_cache_free_bulk`."""
         whole: list[Slab] = []
         empty: list[Slab] = []
-        cpu_slab = self._cpu_slab
+        cpu_slab, pobjects = self._cpu_slab, self._pobjects
         for slab, count in runs(slabs):
             if count == slab.objects and slab is not cpu_slab:
                 whole.append(slab)
@@ -349,27 +352,24 @@ class KmemCache(slab_common.KmemCache):
             if whole:
                 empty += self._free_whole(whole)
                 whole = []
-            empty += self._free_run(slab, count)
+            was_full = not slab.free
+            slab.free += count
+            if slab.frozen:
+                continue
+            if was_full:
+                if pobjects and pobjects[-1] > self.cpu_partial:
+                    empty += self._unfreeze_partials()
+                slab.frozen = True
+                pobjects.append(pobjects[-1] + 1 if pobjects else 1)
+                self._cpu_partial.append(slab)
+            elif slab.free == slab.objects and len(self._partial) >= self.min_partial:
+                self._del_partial(slab)
+                empty.append(slab)
         if whole:
             empty += self._free_whole(whole)
         self.inuse -= len(slabs)
         if empty:
             self._discard_bulk(empty)
-
-    def _free_run(self, slab: Slab, count: int) -> list[Slab]:
-        """`free` for `count` objects of one slab in a row: the slabs that are to be discarded."""
-        was_full = not slab.free
-        slab.free += count
-        if slab.frozen:
-            return []
-        if was_full:
-            empty = self._drain_cpu_partial()
-            self._put_cpu_partial(slab, 1)
-            return empty
-        if slab.free == slab.objects and len(self._partial) >= self.min_partial:
-            self._del_partial(slab)
-            return [slab]
-        return []
 
     def _free_whole(self, slabs: list[Slab]) -> list[Slab]:
         """`free` for all objects of each of these slabs: the slabs that are to be discarded.
@@ -403,12 +403,6 @@ class KmemCache(slab_common.KmemCache):
         for slab in slabs:
             slab.frozen = True
 
-    def _drain_cpu_partial(self) -> list[Slab]:
-        """Make room on the CPU's list, if it has more than enough free objects: the slabs to be discarded."""
-        if self._pobjects and self._pobjects[-1] > self.cpu_partial:
-            return self._unfreeze_partials()
-        return []
-
     def _unfreeze_partials(self) -> list[Slab]:
         """`unfreeze_partials`: the CPU's partial slabs go to the node's list, or (returned) are to be discarded."""
         empty: list[Slab] = []
@@ -421,13 +415,6 @@ class KmemCache(slab_common.KmemCache):
         self._cpu_partial.clear()
         self._pobjects.clear()
         return empty
-
-    def _put_cpu_partial(self, slab: Slab, available: int) -> None:
-        """`put_cpu_partial`, where `available` objects of the slab count."""
-        slab.frozen = True
-        pobjects = self._pobjects
-        pobjects.append(available + (pobjects[-1] if pobjects else 0))
-        self._cpu_partial.append(slab)
 
     def _discard_bulk(self, empty: list[Slab]) -> None:
         """`discard_slab`."""
