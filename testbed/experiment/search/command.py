@@ -35,7 +35,7 @@ from testbed.experiment.search.conclusion import Search, conclude
 from testbed.experiment.search.evidence import Evidence
 from testbed.experiment.search.finder import Finder
 from testbed.experiment.search.ladder import Ladder
-from testbed.experiment.search.quantities import FAULTS, QUANTITIES, Quantity, Setting, bound, quantity
+from testbed.experiment.search.quantities import QUANTITIES, Quantity, Setting, bound, quantity
 from testbed.experiment.topology import TopologyError
 from testbed.experiment.version import project_version
 
@@ -67,7 +67,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `testbed search`."""
     parser.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
-    parser.add_argument("--find", choices=(*QUANTITIES, *FAULTS), required=True, help="whose boundary is looked for")
+    parser.add_argument("--find", choices=tuple(QUANTITIES), required=True, help="whose boundary is looked for")
     parser.add_argument("--low", metavar="N", help="begin with this much (default: a quarter of the topology's)")
     parser.add_argument("--high", metavar="N", help="and with this much (default: four times as much)")
     parser.add_argument(
@@ -156,7 +156,7 @@ class Rig:
         if not self.quantity.least <= value <= self.quantity.most:
             return False
         try:
-            plan = resolve(self.setting.topology, self.quantity.change(self.options.overrides, value))
+            plan = resolve(*self.quantity.change(self.setting.topology, self.options.overrides, value))
             if not self.simulate:
                 preflight.check(plan)
         except (CannotRun, TopologyError):
@@ -166,13 +166,14 @@ class Rig:
     def job(self, key: Key, directory: ManyRunsDirectory) -> Job:
         """One run with a value and a seed."""
         value = self.ladder.value(key[0])
+        topology, overrides = self.quantity.change(self.setting.topology, self.options.overrides, value)
         options = replace(
             self.options,
-            overrides=self.quantity.change(self.options.overrides, value),
+            overrides=overrides,
             seed=key[1],
             out=directory.for_run(f"{value:g}-seed-{key[1]}"),
         )
-        return (on_virtual_time if self.simulate else on_real_sockets), self.setting.topology, options
+        return (on_virtual_time if self.simulate else on_real_sockets), topology, options
 
     def at_once(self, positions: list[int]) -> list[int]:
         """As many runs as there are processors for, if nothing but processors is needed."""

@@ -187,7 +187,6 @@ def test_an_interruption_keeps_what_there_is(rigged: Rigged, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--find", "rtt"), "--find rtt needs faults of links"),
         (("--find", "flood", "--low", "many"), "--low many: could not convert"),
         (("--find", "flood", "--low", "5000", "--high", "5000"), "--low must be less than --high"),
         (("--find", "flood", "--flood", "0"), "has no flood whose rate could be searched for"),
@@ -212,3 +211,49 @@ def test_what_cannot_be_run_is_said_first(monkeypatch: pytest.MonkeyPatch, capfd
     monkeypatch.setattr(preflight, "check", refuse)
     assert cli.main(["search", str(SWAP_FLOOD), "--find", "flood"]) == 2
     assert "this needs root" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("find", "kind", "arguments", "ends", "sentence"),
+    [
+        (
+            "rtt",
+            "delay",
+            {"seconds": 0.015, "keep_order": True},
+            (30, 33),
+            "64M with the default min_free_kbytes, under a flood of 40,000 frames/s of 1,000 bytes, survives round "
+            "trips longer by up to 30 ms; 33 ms is too much",
+        ),
+        (
+            "loss",
+            "loss",
+            {"probability": 0.03},
+            (3, 3.3),
+            "64M with the default min_free_kbytes, under a flood of 40,000 frames/s of 1,000 bytes, survives losses "
+            "each way of up to 3%; 3.3% is too much",
+        ),
+    ],
+)
+def test_what_a_link_may_do(  # noqa: PLR0917
+    find: str,
+    kind: str,
+    arguments: dict[str, float],
+    ends: tuple[float, float],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """A value is a fault on the client's link from the start, and the topology itself is left as it was."""
+
+    def run_once(topology: Topology, options: RunOptions) -> Result:
+        (step,) = topology.steps
+        assert (step.time, step.target, step.kind, set(step.arguments)) == (0.0, "client", kind, set(arguments))
+        lived = all(step.arguments[name] <= most for name, most in arguments.items())
+        return result(options.patches, options.seed, "pass" if lived else "deadlock")
+
+    monkeypatch.setattr(command, "on_real_sockets", run_once)
+    monkeypatch.setattr(preflight, "check", lambda plan: None)
+    status, data, _ = search(capfd, tmp_path / "s", "--find", find)
+    assert (status, data["low"], data["high"]) == (0, *ends)
+    assert data["sentence"].startswith(sentence)
