@@ -1,20 +1,27 @@
 """A flood that a kernel with the series survives and one without does not: on the model, and on a real kernel.
 
-Three sockets that nobody reads hold what the flood brings. `--host kernel` runs it on User Mode Linux; without the
-series (`--vanilla`) swap stops for good on both.
+Three sockets that nobody reads hold what the flood brings, and two whose readers must fault in pages of their own first
+go on to ask for memory when those are full. `--host kernel` runs it on User Mode Linux; without the series (`--vanilla`)
+swap stops for good on both. The server is as slow as a disk, so that pages wait to be written however fast the machine.
 """
 
 from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
 
 topology = Topology("kernel_flood")
-server = topology.add(NbdServer("server"))
+server = topology.add(NbdServer("server", bandwidth="32M"))
 client = topology.add(
-    SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(reader="never", buffer="16M")])
+    SwapClient(
+        "client",
+        memory="128M",
+        swap=server,
+        gso=False,
+        bystanders=[Bystander(reader="never", buffer="16M"), Bystander(reader="faulting", count=2)],
+    )
 )
 noise = topology.add(Neighbour("noise"))
 topology.connect(server, client, noise)
 topology.workload(client, LinearTouch(processes=8, total="256M"))
-topology.flood(noise, client, UdpFlood(pps=10_000, size=1000))
+topology.flood(noise, client, UdpFlood(pps=20_000, size=1000))
 
 if __name__ == "__main__":
     topology.main()
