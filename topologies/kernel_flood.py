@@ -1,8 +1,9 @@
 """A flood that a kernel with the series survives and one without does not: on the model, and on a real kernel.
 
 Three sockets that nobody reads hold what the flood brings, and two whose readers must fault in pages of their own first
-go on to ask for memory when those are full. `--host kernel` runs it on User Mode Linux; without the series (`--vanilla`)
-swap stops for good on both. The server is as slow as a disk, so that pages wait to be written however fast the machine.
+go on to ask for memory when those are full. `--host kernel` runs it on User Mode Linux. Without the series
+(`--vanilla`) swap stops for good on both. The server is as slow as a disk, so that pages wait to be written however
+fast the machine.
 """
 
 from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
