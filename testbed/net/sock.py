@@ -167,11 +167,13 @@ class SocketMemory:
         self.memalloc_socks -= 1
 
     def sk_allocation(self, sk: Sock | None, gfp_mask: int) -> int:
-        """Patch 07's `sk_allocation(sk, gfp)`: add the socket's __GFP_MEMALLOC to a fixed mask."""
+        """Patch 07's `sk_allocation(sk, gfp)`: add the socket's __GFP_MEMALLOC to a mask, which patch 08 has it do."""
         if sk is None:
             return gfp_mask
         if not self.switches.sk_allocation:
             self.netstat.sk_allocation_missing += sk.swap
+            return gfp_mask
+        if not self.switches.sock_memalloc:
             return gfp_mask
         added = sk.sk_allocation & GFP_MEMALLOC
         self.netstat.sk_allocation_memalloc += bool(added)

@@ -51,6 +51,13 @@ def test_without_patch_08_there_is_no_such_socket(switches: Switches) -> None:
     assert (netstat.sk_set_memalloc, netstat.sk_set_memalloc_missing) == (0, 1)
 
 
+def test_without_patch_08_a_bit_that_nbd_sets_itself_is_not_handed_on() -> None:
+    memory = SocketMemory(without(sock_memalloc=False), NetStat())
+    sk = Sock("nbd", 1000, swap=True)
+    sk.sk_allocation = GFP_KERNEL | GFP_MEMALLOC
+    assert memory.sk_allocation(sk, GFP_ATOMIC) == GFP_ATOMIC
+
+
 @pytest.mark.parametrize(
     ("switches", "flagged", "expected"),
     [
