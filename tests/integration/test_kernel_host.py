@@ -26,7 +26,7 @@ from tests.integration.small_run import ALL_OFF, ALL_ON, mounts, network_namespa
 from tests.integration.test_no_trace import assert_nothing_left, children, made_by
 from tests.lab.helpers import eventually
 
-pytestmark = [pytest.mark.root, pytest.mark.program("gcc")]
+pytestmark = [pytest.mark.root, pytest.mark.program("gcc"), pytest.mark.timeout(300)]
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
 FLOOD = TOPOLOGIES / "kernel_flood.py"
@@ -75,17 +75,22 @@ def test_a_kernel_and_a_model_share_a_topology() -> None:
 @pytest.mark.kernel_image("slub")
 def test_under_flood_the_series_completes() -> None:
     """One run in twenty may not, on a kernel this small: two in a row are a failure."""
-    for _ in range(2):
+    record = run_plan(flood_plan(), ALL_ON)
+    if workload_of(record)["finished_tasks"] != 8:
         record = run_plan(flood_plan(), ALL_ON)
-        report = record.evidence.clients[0].report
-        assert report is not None
-        if report["workload"]["finished_tasks"] == 8:
-            break
-    assert report["workload"]["finished_tasks"] == 8
-    assert report["workload"]["corrupt"] == 0
+    workload = workload_of(record)
+    assert workload["finished_tasks"] == 8
+    assert workload["corrupt"] == 0
     checks = {check.name: check for check in judge(record.evidence).checks}
     for name in ("swap is spared", "integrity", "conservation", "the switch took effect"):
         assert checks[name].ok, checks[name].evidence
+
+
+def workload_of(record: RunRecord) -> dict[str, int]:
+    """What the one client's report says of its workload."""
+    report = record.evidence.clients[0].report
+    assert report is not None
+    return dict(report["workload"])
 
 
 @pytest.mark.kernel_image("slub")
