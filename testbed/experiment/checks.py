@@ -210,8 +210,8 @@ def conservation(client: ClientEvidence, run: RunEvidence) -> Finding:
     complaint = (
         _ledger_complaint(report, dropped, delivered)
         or _interface_complaint(report, received)
-        or _socket_complaint(report, altered_frames(run.links))
         or next(filter(None, map(link_complaint, run.links.items())), None)
+        or _socket_complaint(report, altered_frames(run.links))
     )
     if complaint:
         return False, complaint
