@@ -5,11 +5,15 @@ Under sudo all of it belongs to the caller.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 import msgspec
+from rich.console import Console
+from rich.markup import escape
 
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.output import first_missing, give_away
@@ -52,6 +56,17 @@ class ManyRunsDirectory:
     ) -> None:
         self._runs.close()
         give_away(self.path, self._made)
+
+
+def publish(
+    console: Console, conclusion: msgspec.Struct, directory: str, show: Callable[[], None], *, json: bool
+) -> None:
+    """Say what came out: as JSON on standard output if asked for, to people by `show`, and where the rest is."""
+    if json:
+        sys.stdout.buffer.write(as_file(conclusion))
+        sys.stdout.flush()
+    show()
+    console.print(f"everything about it: {escape(directory)}", highlight=False, soft_wrap=True)
 
 
 def as_file(conclusion: msgspec.Struct) -> bytes:

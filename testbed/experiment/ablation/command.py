@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from testbed.experiment import preflight
 from testbed.experiment.ablation.figure import draw
@@ -29,7 +28,7 @@ from testbed.experiment.drawing import NoFigure
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.load import load_topology
-from testbed.experiment.many_runs import as_file
+from testbed.experiment.many_runs import publish
 from testbed.experiment.plan import Plan, resolve
 from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
@@ -131,7 +130,7 @@ def ablate(topology: Topology, request: Request) -> int:
         trouble = _carry_out(_Rig(topology, request, directory, console), study, ablation)
         directory.finish(ablation)
         remarks = [trouble, _draw(ablation, directory.path)]
-    _publish(console, ablation, options.json)
+    publish(console, ablation, ablation.directory, lambda: _show(console, ablation), json=options.json)
     for line in filter(None, remarks):
         print(f"testbed: {line}", file=sys.stderr)
     return CANNOT_RUN if trouble else status(ablation)
@@ -228,13 +227,9 @@ def _draw(ablation: Ablation, path: Path) -> str | None:
     return None
 
 
-def _publish(console: Console, ablation: Ablation, json: bool) -> None:
-    if json:
-        sys.stdout.buffer.write(as_file(ablation))
-        sys.stdout.flush()
+def _show(console: Console, ablation: Ablation) -> None:
     if ablation.rows:
         show(console, ablation)
-    console.print(f"everything about it: {escape(ablation.directory)}", highlight=False, soft_wrap=True)
 
 
 def status(ablation: Ablation) -> int:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
-from rich.markup import escape
 
 from testbed.experiment import preflight
 from testbed.experiment.arguments import (
@@ -38,7 +37,7 @@ from testbed.experiment.drawing import NoFigure
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers
 from testbed.experiment.load import load_topology
-from testbed.experiment.many_runs import as_file
+from testbed.experiment.many_runs import publish
 from testbed.experiment.plan import resolve
 from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
@@ -164,7 +163,7 @@ def compare(task: Task) -> int:
         comparison.conclude(task.cells, runs)
         directory.finish(comparison)
         remarks = [trouble, _draw(runs, directory.path) if len(task.cells) == 1 else None]
-    _publish(console, comparison, options.json)
+    publish(console, comparison, comparison.directory, lambda: _show(console, comparison), json=options.json)
     for line in filter(None, remarks):
         print(f"testbed: {line}", file=sys.stderr)
     return CANNOT_RUN if trouble else status(comparison)
@@ -262,13 +261,9 @@ def _draw(runs: Sequence[Run], path: Path) -> str | None:
     return None
 
 
-def _publish(console: Console, comparison: Comparison, json: bool) -> None:
-    if json:
-        sys.stdout.buffer.write(as_file(comparison))
-        sys.stdout.flush()
+def _show(console: Console, comparison: Comparison) -> None:
     if comparison.cells:
         show(console, comparison)
-    console.print(f"everything about it: {escape(comparison.directory)}", highlight=False, soft_wrap=True)
 
 
 def status(comparison: Comparison) -> int:

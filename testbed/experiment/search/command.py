@@ -26,7 +26,7 @@ from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.load import load_topology
-from testbed.experiment.many_runs import ManyRunsDirectory, as_file
+from testbed.experiment.many_runs import ManyRunsDirectory, as_file, publish
 from testbed.experiment.plan import resolve
 from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
@@ -196,16 +196,16 @@ def carry_out(rig: Rig, finder: Finder, search: Search) -> int:
         conclude(search, finder.evidence, rig.ladder, rig.quantity, rig.quantity.subject(rig.setting))
         search.complete = trouble is None
         (directory.path / RESULT).write_bytes(as_file(search))
-    if options.json:
-        sys.stdout.buffer.write(as_file(search))
-        sys.stdout.flush()
-    for line in [*search.remarks, search.sentence]:
-        console.print(escape(line), highlight=False, soft_wrap=True)
-    console.print(f"everything about it: {escape(search.directory)}", highlight=False, soft_wrap=True)
+    publish(console, search, search.directory, lambda: _show(console, search), json=options.json)
     if trouble is not None:
         print(f"testbed: {trouble}", file=sys.stderr)
         return CANNOT_RUN
     return EXPECTED if None not in (search.low, search.high) else UNEXPECTED
+
+
+def _show(console: Console, search: Search) -> None:
+    for line in [*search.remarks, search.sentence]:
+        console.print(escape(line), highlight=False, soft_wrap=True)
 
 
 @dataclass(slots=True)
