@@ -53,6 +53,7 @@ from testbed.net.sk_mem import Mem, Proto, tcp_mem, udp_mem
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
+from testbed.net.tcp_init import tcp_receive_limit, tcp_send_limit
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
@@ -63,9 +64,6 @@ SETTLE_TIMEOUT = 5.0
 CANARY_RCVBUF = 212992
 PAGE_CACHE_SHARE = 16
 """One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
-TCP_MEM_SHARE = 7
-TCP_BUFFER_CEILING = 4 << 20
-LEAST_SEND_BUFFER = 128 << 10
 TCP_IP_HEADERS = 52
 RECEIVE_WINDOW_SHARE = 0.48
 """How much of the receive buffer full frames may take; short ones take more than their share (tcp_grow_window)."""
@@ -122,20 +120,6 @@ class Edge(Protocol):
     def detach(self) -> None:
         """Take no more frames."""
         ...
-
-
-def tcp_receive_limit(managed_pages: int) -> int:
-    """The most a TCP socket may buffer on a machine of this size, bytes (tcp_init: 1/128 of memory, at most 4 MiB)."""
-    return min(TCP_BUFFER_CEILING, managed_pages * PAGE_SIZE >> TCP_MEM_SHARE)
-
-
-def tcp_send_limit(managed_pages: int) -> int:
-    """What SO_SNDBUF is tuned to for a short path, bytes: a quarter of what the machine would allow a long one, or a
-    few segments of 64 KiB.
-
-    From 64 MiB of memory on it fits, with the ring's buffers, into the half of the reserve that throttling keeps.
-    """
-    return max(LEAST_SEND_BUFFER, tcp_receive_limit(managed_pages) // 4)
 
 
 def default_udp_mem(plan: ClientPlan, buffer_pages: int) -> Mem:

@@ -14,6 +14,7 @@ from testbed.hosts.kernel.uml import INTERFACE
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.workload import TOUCHES_PER_ROUND
 from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.tcp_init import tcp_send_limit
 
 NBD_PARAMETERS = "max_part=0 nbds_max=1"
 
@@ -60,7 +61,8 @@ def setup(plan: ClientPlan, neighbours: Iterable[tuple[str, str]], modules: Iter
     for bystander in plan.bystanders:
         yield f"socket {bystander.reader} {bystander.port} {bystander.buffer}"
     swap = plan.swap
-    buffers = f"{plan.receive_buffer or 0} {plan.send_buffer or 0}"
+    send_buffer = plan.send_buffer or tcp_send_limit(plan.memory // PAGE_SIZE)
+    buffers = f"{plan.receive_buffer or 0} {send_buffer}"
     yield f"swap {swap.address} {swap.port} {swap.bytes} {buffers} {swap.export}".rstrip()
     yield "sample"
 

@@ -49,5 +49,6 @@ const char *drain_sockets(char *arguments);
 
 /* init.c */
 void stay(const char *name);
+void work_as(const char *name);
 
 #endif

@@ -24,17 +24,30 @@ static const struct {
 	{ "last", sample_once },	{ "workload", start_workload },	 { "drain", drain_sockets },
 };
 
-/* Have the calling process stay in memory, whatever happens, and be known by its name. */
-void stay(const char *name)
+static void set_oom_score_adj(const char *value)
 {
 	FILE *file = fopen("/proc/self/oom_score_adj", "w");
 
 	if (file) {
-		fputs("-1000", file);
+		fputs(value, file);
 		fclose(file);
 	}
+}
+
+/* Have the calling process stay in memory, whatever happens, and be known by its name. */
+void stay(const char *name)
+{
+	set_oom_score_adj("-1000");
 	prctl(PR_SET_NAME, name);
 	mlockall(MCL_CURRENT | MCL_FUTURE);
+}
+
+/* Have the calling process be like any other: what it uses may be swapped out, and it may be killed for memory. */
+void work_as(const char *name)
+{
+	set_oom_score_adj("0");
+	prctl(PR_SET_NAME, name);
+	munlockall();
 }
 
 static void carry_out(char *line)

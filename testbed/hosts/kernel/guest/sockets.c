@@ -45,8 +45,7 @@ static void read_after_faulting(int fd, volatile unsigned long *received)
 	char *pages;
 	unsigned position = 0;
 
-	prctl(PR_SET_NAME, "faulting");
-	mlockall(MCL_CURRENT);
+	work_as("faulting");
 	pages = mmap(NULL, WORKING_SET_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	while (pages != MAP_FAILED) {
 		if (poll(&ready, 1, -1) <= 0)

@@ -10,7 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -88,8 +87,7 @@ static void run_task(struct task *task, unsigned number, const struct work *work
 	unsigned long pages = work->pages / work->tasks + (number < work->pages % work->tasks);
 	struct stamp *memory, stamp = { .task = number, .seed = work->seed };
 
-	prctl(PR_SET_NAME, "touch");
-	mlockall(MCL_CURRENT);
+	work_as("touch");
 	memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		_exit(1);
