@@ -11,6 +11,7 @@ from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, To
 from testbed.experiment.plan import resolve
 from testbed.hosts.kernel import steps
 from testbed.hosts.plan import ClientPlan
+from testbed.net.tcp_init import tcp_send_limit
 
 
 def client_plan(**options: Any) -> ClientPlan:
@@ -33,7 +34,7 @@ def test_setup_gives_the_guest_its_address_reserve_sockets_and_swap_in_this_orde
     assert "up vec0 10.0.0.2 255.255.0.0 1500" in lines
     assert "neighbour vec0 10.0.0.1 02:00:0a:00:00:01" in lines
     assert f"socket faulting {plan.bystanders[0].port} {1 << 20}" in lines
-    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 0" in lines
+    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {tcp_send_limit(plan.memory // 4096)}" in lines
 
 
 def test_udp_mem_holds_what_the_bystanders_may() -> None:
