@@ -34,7 +34,8 @@ def test_setup_gives_the_guest_its_address_reserve_sockets_and_swap_in_this_orde
     assert "up vec0 10.0.0.2 255.255.0.0 1500" in lines
     assert "neighbour vec0 10.0.0.1 02:00:0a:00:00:01" in lines
     assert f"socket faulting {plan.bystanders[0].port} {1 << 20}" in lines
-    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {tcp_send_limit(plan.memory // 4096)}" in lines
+    send_buffer = tcp_send_limit(plan.memory // 4096)
+    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {send_buffer}" in lines
 
 
 def test_udp_mem_holds_what_the_bystanders_may() -> None:
