@@ -101,7 +101,7 @@ class KernelClient:
         """Say that it is ready, obey, and give account."""
         self.channel.send(Ready(self.plan.name, {"kernel": self.spec.image.identity(self.spec.parameters)}))
         while not self.stopping:
-            if self.panic is None and not self.guest.uml.alive:
+            if self.panic is None and (not self.guest.uml.alive or self.guest.panic()):
                 self._panicked()
             self._say_sample()
             self._wait_until(time.monotonic() + SAMPLE_INTERVAL)
@@ -135,8 +135,9 @@ class KernelClient:
             self._event(record.name, {"task": f"touch{task}", "page": int(page)})
 
     def _panicked(self) -> None:
-        """The guest has ended by itself: no task runs again."""
+        """The guest has given up: no task runs again. One that panics while it has no memory may not even end."""
         self.panic = self.guest.panic() or f"User Mode Linux ended: {self.guest.last_line()}"
+        self.guest.uml.kill()
         self._event("panic", {"message": self.panic})
         if self._at_work:
             self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
