@@ -62,8 +62,6 @@ SAMPLE_INTERVAL = 0.1
 MKSWAP_TIMEOUT = 10.0
 SETTLE_TIMEOUT = 5.0
 CANARY_RCVBUF = 212992
-PAGE_CACHE_SHARE = 16
-"""One page in so many is clean page cache at start: what a booted machine has read from its root file system."""
 TCP_IP_HEADERS = 52
 RECEIVE_WINDOW_SHARE = 0.48
 """How much of the receive buffer full frames may take; short ones take more than their share (tcp_grow_window)."""
@@ -168,7 +166,7 @@ class EmulatedClient:
             plan.swap.bytes // PAGE_SIZE,
             self.switches,
             min_free_kbytes=plan.min_free_kbytes,
-            page_cache=plan.memory // PAGE_SIZE // PAGE_CACHE_SHARE,
+            page_cache=plan.page_cache // PAGE_SIZE,
             zones=plan.zones,
             nodes=plan.nodes,
             slab=plan.slab,

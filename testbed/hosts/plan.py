@@ -100,6 +100,9 @@ class CapturePlan:
     snaplen: int
 
 
+PAGE_CACHE_SHARE = 16
+
+
 @dataclass(frozen=True, slots=True)
 class ClientPlan:
     """A swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
@@ -143,6 +146,11 @@ class ClientPlan:
     nbd_connections: int = 1
     tls: TlsFiles | None = None
     console: str | None = None
+
+    @property
+    def page_cache(self) -> int:
+        """Bytes of clean page cache at start: what a booted machine has read from its root file system."""
+        return self.memory // PAGE_CACHE_SHARE
 
     @property
     def scarce(self) -> int:

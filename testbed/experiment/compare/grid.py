@@ -33,9 +33,6 @@ from testbed.size import format_size
 MinFree = Literal["default", "half", "double"]
 MIN_FREE: dict[MinFree, float] = {"default": 1, "half": 0.5, "double": 2}
 MTU = 1500
-BANDWIDTH = "24M"
-"""What the server reads and writes in a second, together: no more than both hosts can take, so that neither has the
-flood on it for longer than the other."""
 TOUCHED = 2
 """How many times its memory a client's tasks touch."""
 
@@ -100,7 +97,7 @@ def sample(points: Sequence[Point], seed: int) -> Iterator[Point]:
 def grid_topology() -> Topology:
     """What all points have in common."""
     topology = Topology("grid")
-    server = topology.add(NbdServer("server", bandwidth=BANDWIDTH))
+    server = topology.add(NbdServer("server"))
     client = topology.add(SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(count=3)]))
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)

@@ -82,7 +82,7 @@ class KernelClient:
         """The guest, up and ready to swap. Raises LabError."""
         plan, spec = self.plan, self.spec
         modules = _modules(spec.image)
-        root_directory(spec.directory, spec.program, modules)
+        root_directory(spec.directory, spec.program, modules, read=plan.page_cache)
         mac, mtu = plan.interface.mac, plan.interface.mtu
         machine = Machine(spec.image.path, spec.parameters, plan.memory, WIRE, mac, mtu, plan.ring)
         self.guest = Guest(machine, spec.directory, spec.console)

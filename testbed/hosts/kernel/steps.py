@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from testbed.hosts.emulated_client import CANARY_RCVBUF, default_udp_mem
-from testbed.hosts.kernel.uml import INTERFACE
+from testbed.hosts.kernel.uml import INTERFACE, READ_FILE
 from testbed.hosts.plan import ClientPlan
 from testbed.hosts.workload import TOUCHES_PER_ROUND
 from testbed.mm.watermarks import PAGE_SIZE
@@ -45,6 +45,7 @@ def setup(plan: ClientPlan, neighbours: Iterable[tuple[str, str]], modules: Iter
     """The lines that make the guest the plan's client. `neighbours` are addresses and MAC addresses."""
     for module in modules:
         yield f"module /{module.name}" + (f" {NBD_PARAMETERS}" if module.stem == "nbd" else "")
+    yield f"read /{READ_FILE}"
     interface = ipaddress.ip_interface(plan.interface.ipv4)
     yield "sysctl vm/watermark_boost_factor 0"
     yield f"sysctl vm/min_free_kbytes {plan.min_free_kbytes}"

@@ -25,7 +25,9 @@ from testbed.lab.errors import LabError
 from testbed.lab.linux import die_with_parent, keep_addresses
 
 NAME = "guest"
+READ_FILE = "read"
 INTERFACE = "vec0"
+READ_FILE = "page_cache"
 PACKET_HEADROOM = 32 << 20
 """Bytes beyond the guest's memory that its temporary file system should have room for."""
 _MOUNT_POINTS = ("dev", "proc", "sys")
@@ -45,14 +47,17 @@ class Machine:
     depth: int
 
 
-def root_directory(directory: Path, program: Path, modules: Sequence[Path] = ()) -> Path:
-    """A root file system for the guest: its init, the modules it is to load, and where to mount the rest."""
+def root_directory(directory: Path, program: Path, modules: Sequence[Path] = (), *, read: int = 0) -> Path:
+    """A root file system for the guest: its init, the modules it is to load, a file of `read` bytes (`READ_FILE`) for
+    its page cache, and where to mount the rest."""
     root = directory / "root"
     for name in _MOUNT_POINTS:
         (root / name).mkdir(parents=True)
     shutil.copy2(program, root / "init")
     for module in modules:
         shutil.copy2(module, root / module.name)
+    with (root / READ_FILE).open("wb") as file:
+        file.truncate(read)
     return root
 
 

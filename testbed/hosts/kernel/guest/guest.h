@@ -36,6 +36,7 @@ const char *reason(const char *format, ...) __attribute__((format(printf, 1, 2))
 /* Each carries out one line; NULL when it is done, else why not. */
 const char *load_module(char *arguments);
 const char *set_sysctl(char *arguments);
+const char *read_file(char *arguments);
 const char *bring_up(char *arguments);
 const char *take_down(char *arguments);
 const char *add_neighbour(char *arguments);

@@ -18,7 +18,7 @@ static const struct {
 	const char *name;
 	const char *(*carry_out)(char *arguments);
 } commands[] = {
-	{ "module", load_module },	{ "sysctl", set_sysctl },	 { "up", bring_up },
+	{ "module", load_module },	{ "sysctl", set_sysctl },	 { "read", read_file },	 { "up", bring_up },
 	{ "down", take_down },		{ "neighbour", add_neighbour },	 { "socket", open_socket },
 	{ "swap", connect_swap },	{ "unswap", disconnect_swap },	 { "sample", start_samplers },
 	{ "last", sample_once },	{ "workload", start_workload },	 { "drain", drain_sockets },

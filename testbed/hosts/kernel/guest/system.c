@@ -1,4 +1,4 @@
-/* Modules, sysctls, the network interface and its neighbours. */
+/* Modules, sysctls, files read, the network interface and its neighbours. */
 #include "guest.h"
 
 #include <arpa/inet.h>
@@ -50,6 +50,20 @@ const char *set_sysctl(char *arguments)
 	failed = write(fd, value, strlen(value)) < 0;
 	close(fd);
 	return failed ? errors(path) : NULL;
+}
+
+/* read PATH: into the page cache, where it stays while the file is open, as long as there is memory. */
+const char *read_file(char *arguments)
+{
+	static char data[16 * PAGE];
+	int fd = open(arguments, O_RDONLY | O_CLOEXEC);
+	ssize_t got;
+
+	if (fd < 0)
+		return errors(arguments);
+	while ((got = read(fd, data, sizeof data)) > 0)
+		;
+	return got < 0 ? errors(arguments) : NULL;
 }
 
 static int request(unsigned long number, void *argument)
