@@ -27,7 +27,7 @@ def test_setup_gives_the_guest_its_address_reserve_sockets_and_swap_in_this_orde
     plan = client_plan(bystanders=[Bystander(reader="faulting", count=1, buffer="1M")], min_free_kbytes=1000)
     lines = list(steps.setup(plan, [("10.0.0.1", "02:00:0a:00:00:01")], [Path("/x/nbd.ko")]))
     assert [line.split()[0] for line in lines] == [
-        *("module", "sysctl", "sysctl", "sysctl", "read", "up", "neighbour", "socket", "socket", "swap", "sample")
+        *("module", "read", "sysctl", "sysctl", "sysctl", "up", "neighbour", "socket", "socket", "swap", "sample")
     ]
     assert "module /nbd.ko max_part=0 nbds_max=1" in lines
     assert "sysctl vm/min_free_kbytes 1000" in lines
