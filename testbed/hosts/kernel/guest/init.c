@@ -42,12 +42,15 @@ void stay(const char *name)
 	mlockall(MCL_CURRENT | MCL_FUTURE);
 }
 
-/* Have the calling process be like any other: what it uses may be swapped out, and it may be killed for memory. */
+/*
+ * Have the calling process be one that may be killed for memory. What it uses of the program stays in memory, no more:
+ * the stack and data that it never touches would be half of a small machine's memory where tasks are many.
+ */
 void work_as(const char *name)
 {
 	set_oom_score_adj("0");
 	prctl(PR_SET_NAME, name);
-	munlockall();
+	mlockall(MCL_CURRENT | MCL_ONFAULT);
 }
 
 static void carry_out(char *line)
