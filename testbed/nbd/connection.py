@@ -9,12 +9,11 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 
-from testbed.nbd.constants import SIMPLE_REPLY, NbdErrno
+from testbed.nbd.constants import NBD_SIMPLE_REPLY_MAGIC, SIMPLE_REPLY, NbdErrno
 from testbed.nbd.export import Export
 from testbed.nbd.faults.active import ActiveFaults, HangUp
 from testbed.nbd.faults.faulty import FaultyTransmission
 from testbed.nbd.payload_memory import GATHERED
-from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_handshake import TlsMode
 from testbed.nbd.server_protocol import (
     Disconnect,
@@ -32,6 +31,7 @@ from testbed.nbd.transmission import Reply, ServerStatistics, Transmission
 IOV_MAX = 1024
 MAX_PIECES = 1000  # with room for one more simple reply
 MAX_BATCH = GATHERED  # bytes of replies gathered before they are sent
+HEADER = SIMPLE_REPLY.size
 HANDSHAKE_TIMEOUT = 30.0  # seconds that a client may be silent before it has chosen an export
 
 Log = Callable[[str], None]
@@ -95,7 +95,7 @@ class Connection:
         if self._faults.acting or self._careful or self.stopping:
             return self._carry_out_with_care(events)
         sock, transmission, statistics = self._sock, self._transmission, self._statistics
-        export, simple = transmission.export, not transmission.structured
+        export, simple, header = transmission.export, not transmission.structured, SIMPLE_REPLY.pack
         pieces: Reply = []
         gathered = 0  # bytes in pieces
         for event in events:
@@ -106,7 +106,7 @@ class Connection:
                 except OSError as failure:
                     pieces += transmission.fail(handle, failure)
                 else:
-                    pieces += simple_reply(handle), data
+                    pieces += header(NBD_SIMPLE_REPLY_MAGIC, 0, handle), data
                     gathered += length
                     statistics.reads += 1
                     statistics.bytes_read += length
@@ -118,9 +118,9 @@ class Connection:
                         export.flush()
                 except OSError as failure:
                     pieces += transmission.fail(handle, failure)
-                    gathered += len(pieces[-1]) - SIMPLE_REPLY.size
+                    gathered += len(pieces[-1]) - HEADER
                 else:
-                    pieces.append(simple_reply(handle))
+                    pieces.append(header(NBD_SIMPLE_REPLY_MAGIC, 0, handle))
                     statistics.writes += 1
                     statistics.bytes_written += len(data)
             elif isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
@@ -134,8 +134,8 @@ class Connection:
             else:
                 reply = transmission.answer(event)
                 pieces += reply
-                gathered += sum(map(len, reply)) - SIMPLE_REPLY.size
-            gathered += SIMPLE_REPLY.size
+                gathered += sum(map(len, reply)) - HEADER
+            gathered += HEADER
             if gathered >= MAX_BATCH or len(pieces) >= MAX_PIECES:
                 _send(sock, pieces, gathered)
                 pieces, gathered = [], 0
