@@ -9,11 +9,12 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 
-from testbed.nbd.constants import NBD_SIMPLE_REPLY_MAGIC, SIMPLE_REPLY, NbdErrno
+from testbed.nbd.constants import SIMPLE_REPLY, NbdErrno
 from testbed.nbd.export import Export
 from testbed.nbd.faults.active import ActiveFaults, HangUp
 from testbed.nbd.faults.faulty import FaultyTransmission
 from testbed.nbd.payload_memory import GATHERED
+from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_handshake import TlsMode
 from testbed.nbd.server_protocol import (
     Disconnect,
@@ -95,19 +96,21 @@ class Connection:
         if self._faults.acting or self._careful or self.stopping:
             return self._carry_out_with_care(events)
         sock, transmission, statistics = self._sock, self._transmission, self._statistics
-        export, simple, header = transmission.export, not transmission.structured, SIMPLE_REPLY.pack
+        export, undivided = transmission.export, transmission.undivided
+        data_header, more_header = transmission.data_header, transmission.data_header_size - HEADER
         pieces: Reply = []
         gathered = 0  # bytes in pieces
         for event in events:
-            if isinstance(event, Read) and simple:
+            if isinstance(event, Read) and 0 < event.length < undivided:
                 handle, offset, length = event
                 try:
                     data = export.read(offset, length)
                 except OSError as failure:
                     pieces += transmission.fail(handle, failure)
+                    gathered += len(pieces[-1]) - HEADER
                 else:
-                    pieces += header(NBD_SIMPLE_REPLY_MAGIC, 0, handle), data
-                    gathered += length
+                    pieces += data_header(handle, offset, length), data
+                    gathered += length + more_header
                     statistics.reads += 1
                     statistics.bytes_read += length
             elif isinstance(event, Write):
@@ -120,7 +123,7 @@ class Connection:
                     pieces += transmission.fail(handle, failure)
                     gathered += len(pieces[-1]) - HEADER
                 else:
-                    pieces.append(header(NBD_SIMPLE_REPLY_MAGIC, 0, handle))
+                    pieces.append(simple_reply(handle))
                     statistics.writes += 1
                     statistics.bytes_written += len(data)
             elif isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
@@ -129,7 +132,8 @@ class Connection:
                 if not self._turn(event):
                     return False
                 sock, transmission = self._sock, self._transmission
-                export, simple = transmission.export, not transmission.structured
+                export, undivided = transmission.export, transmission.undivided
+                data_header, more_header = transmission.data_header, transmission.data_header_size - HEADER
                 continue
             else:
                 reply = transmission.answer(event)
