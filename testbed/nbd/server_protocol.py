@@ -152,8 +152,8 @@ Event = ExportChosen | StartTls | Request | Disconnect | Violation
 class ServerProtocol:
     """One connection to a server of `exports`, from the greeting on.
 
-    `structured` tells whether replies are to be structured. `landing` gives the memory for a WRITE's payload, at first
-    the export's own; whoever carries out the requests may put another in its place.
+    `answering`: `data_to_send` has something. `structured`: replies are to be structured. `landing` gives the memory for
+    a WRITE's payload, at first the export's own; whoever carries out the requests may put another in its place.
     """
 
     landing: Callable[[int, int], memoryview]
@@ -164,12 +164,14 @@ class ServerProtocol:
         self.structured = False
         self._negotiation: Generator[int, bytes, str | None] | None = self._handshake.negotiate()
         self._needed = next(self._negotiation)
+        self.answering = True
         self._closed = False
         self._size = 0
         self._read_only = False
         self._unaligned = 0  # the bits that no offset and no length may have
         self._longest = 0  # bytes of payload
         self._staging = memoryview(bytearray(STAGING))
+        self._everything = [self._staging]
         self._staged = 0  # bytes not yet parsed, at the start of the staging
         self._payload = self._staging[:0]  # what is still to fill of the WRITE in progress
         self._write: Write
@@ -177,15 +179,11 @@ class ServerProtocol:
         self._refused: Refused
         self._long = False
 
-    @property
-    def answering(self) -> bool:
-        """`data_to_send` has something."""
-        return bool(self._handshake.output)
-
     def data_to_send(self) -> bytes:
         """The handshake's bytes for the client since the last call."""
         data = bytes(self._handshake.output)
         self._handshake.output.clear()
+        self.answering = False
         return data
 
     @property
@@ -195,6 +193,8 @@ class ServerProtocol:
 
     def next_buffers(self) -> list[memoryview]:
         """Where the next bytes of the stream belong, in order."""
+        if not (self._staged or self._long or self._payload):
+            return self._everything
         staging = self._staging[self._staged : STAGING_AFTER_LONG if self._long else STAGING]
         return [self._payload, staging] if self._payload else [staging]
 
@@ -216,6 +216,7 @@ class ServerProtocol:
         at = 0
         if self._negotiation is not None:
             at = self._negotiate(self._negotiation, end, events)
+            self.answering = bool(self._handshake.output)
         if self._negotiation is None and not self._closed:
             at = self._requests(at, end, events)
         self._staged = 0 if self._closed else end - at
