@@ -152,8 +152,8 @@ Event = ExportChosen | StartTls | Request | Disconnect | Violation
 class ServerProtocol:
     """One connection to a server of `exports`, from the greeting on.
 
-    `answering`: `data_to_send` has something. `structured`: replies are to be structured. `landing` gives the memory for
-    a WRITE's payload, at first the export's own; whoever carries out the requests may put another in its place.
+    `answering`: `data_to_send` has something. `structured`: replies are to be structured. `landing` gives the memory
+    for a WRITE's payload, at first the export's own; whoever carries out the requests may put another in its place.
     """
 
     landing: Callable[[int, int], memoryview]
