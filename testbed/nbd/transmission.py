@@ -37,7 +37,7 @@ from testbed.nbd.server_protocol import (
 Reply = list[bytes | memoryview]
 """The pieces of one message, or of the chunks that belong together."""
 
-SHORTEST_HOLE = 64 << 10  # bytes; a shorter READ is sent in less time than it is looked through for holes
+SHORTEST_HOLE = 8 << 10  # bytes; a shorter READ is sent in less time than it is looked through for holes
 
 NBD_ERRORS = {
     errno.EPERM: NbdErrno.NBD_EPERM,
