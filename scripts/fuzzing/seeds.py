@@ -1,10 +1,12 @@
-"""Where the fuzzer starts: well-formed conversations, of which it makes others. The first byte sets the portions."""
+"""Where the fuzzer starts: well-formed conversations, of which it makes others. The first byte sets the portions,
+and what a handshake wants.
+"""
 
 import struct
 
 from scripts.fuzzing.targets import NEGOTIATION
 
-PORTIONS = b"\xff"
+PORTIONS = b"\xfc\xfd\xfe\xff"
 
 
 def _option(number: int, data: bytes = b"") -> bytes:
@@ -21,6 +23,10 @@ def _option_reply(number: int, kind: int, data: bytes = b"") -> bytes:
 
 def _reply(handle: int, error: int = 0, data: bytes = b"") -> bytes:
     return struct.pack(">LLQ", 0x67446698, error, handle) + data
+
+
+def _chunk(kind: int, handle: int, payload: bytes = b"", *, done: int = 1) -> bytes:
+    return struct.pack(">LHHQL", 0x668E33EF, done, kind, handle, len(payload)) + payload
 
 
 _FIXED = struct.pack(">L", 3)
@@ -42,11 +48,21 @@ SEEDS = {
         _GREETING + _option_reply(7, 3, struct.pack(">HQH", 0, 1 << 20, 1)) + _option_reply(7, 1),
         _GREETING + _option_reply(3, 2, struct.pack(">L", 4) + b"swap") + _option_reply(3, 1),
         _GREETING + _option_reply(7, (1 << 31) + 6, b"no such export"),
+        _GREETING + _option_reply(5, 1) + _option_reply(8, 1) + _option_reply(7, 3, struct.pack(">HQH", 0, 1 << 20, 1)),
         b"NBDMAGIC" + struct.pack(">QQL", 0x00420281861253, 1 << 20, 1) + bytes(124),
     ],
     "client-replies": [
         _reply(0, 0, bytes(512)) + _reply(1, 5) + _reply(4),
         _reply(5) + _reply(3, 0, bytes(512)) + _reply(2, 0, bytes(512)),
+    ],
+    "client-structured-replies": [
+        _chunk(1, 0, struct.pack(">Q", 0) + bytes(512)) + _reply(4) + _chunk(2, 1, struct.pack(">QL", 512, 512)),
+        _chunk(1, 2, struct.pack(">Q", 1280) + bytes(256), done=0)
+        + _chunk(2, 3, struct.pack(">QL", 1536, 512), done=0)
+        + _chunk(1, 2, struct.pack(">Q", 1024) + bytes(256))
+        + _chunk(0, 3),
+        _chunk(0x8001, 5, struct.pack(">LH", 5, 4) + b"late")
+        + _chunk(0x8002, 0, struct.pack(">LH", 28, 0) + struct.pack(">Q", 100)),
     ],
 }
 """Inputs by the name of their target."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from testbed.nbd.block_size import BlockSize
-from testbed.nbd.client_handshake import ClientHandshake
+from testbed.nbd.client_handshake import ClientHandshake, TlsBegins
 from testbed.nbd.client_protocol import ClientProtocol
+from testbed.nbd.client_structured import StructuredClientProtocol
 from testbed.nbd.constants import Option
 from testbed.nbd.errors import NbdError
 from testbed.nbd.server_handshake import MAX_OPTION_LENGTH, MAX_OPTIONS, TlsMode
@@ -79,35 +80,48 @@ def server_transmission(data: bytes) -> None:
 
 
 def client_handshake(data: bytes) -> None:
-    """Any bytes as a server's greeting and option replies."""
+    """Any bytes as a server's greeting and option replies; the first says also what the client wants."""
     goals = (Option.NBD_OPT_GO, Option.NBD_OPT_LIST, Option.NBD_OPT_INFO)
-    handshake = ClientHandshake("swap", goals[data[0] % 3] if data else Option.NBD_OPT_GO)
+    tls, structured, goal = _choices(data[0] if data else 0, 2, 2, 3)
+    handshake = ClientHandshake("swap", goals[goal], tls=bool(tls), ask_structured_replies=bool(structured))
     for portion in _portions(data):
         try:
             events = handshake.received(portion)
         except NbdError:
             return
         assert len(events) <= len(portion) + len(data)
+        if any(isinstance(event, TlsBegins) for event in events):
+            handshake.tls_started()
         assert len(handshake.data_to_send()) <= len(portion) + STAGING
         if handshake.finished:
             return
 
 
 def client_replies(data: bytes) -> None:
-    """Any bytes as replies to requests in flight, of which each is answered once at most."""
+    """Any bytes as simple replies."""
     protocol = ClientProtocol()
+    answered = _answered(protocol, data)
+    assert answered is None or 5 <= answered + protocol.in_flight <= 6  # the reply under way is neither
+
+
+def client_structured_replies(data: bytes) -> None:
+    """Any bytes as simple and structured replies, where chunks of several replies may alternate."""
+    protocol = StructuredClientProtocol()
+    answered = _answered(protocol, data)
+    assert answered is None or answered + protocol.in_flight == 6
+
+
+def _answered(protocol: ClientProtocol, data: bytes) -> int | None:
+    """How many of six requests in flight the bytes answer; None if they break the protocol."""
     pages = [memoryview(bytearray(512)) for _ in range(4)]
     for handle, page in enumerate(pages):
         protocol.read(handle, handle * 512, [page])
     protocol.flush(4)
     protocol.write(5, 0, [memoryview(bytes(512))])
-    answered: list[object] = []
-    for portion in _portions(data):
-        try:
-            answered += _feed(protocol, portion)
-        except NbdError:
-            return
-    assert 5 <= len(answered) + protocol.in_flight <= 6  # the reply under way is neither
+    try:
+        return sum(len(_feed(protocol, portion)) for portion in _portions(data))
+    except NbdError:
+        return None
 
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
@@ -115,6 +129,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "server-transmission": server_transmission,
     "client-handshake": client_handshake,
     "client-replies": client_replies,
+    "client-structured-replies": client_structured_replies,
 }
 
 _CONTEXT = bytes(4) + (1).to_bytes(4, "big") + (15).to_bytes(4, "big") + b"base:allocation"
@@ -124,6 +139,15 @@ NEGOTIATION = (
     + b"IHAVEOPT" + (10).to_bytes(4, "big") + len(_CONTEXT).to_bytes(4, "big") + _CONTEXT
     + b"IHAVEOPT" + (7).to_bytes(4, "big") + (8).to_bytes(4, "big") + bytes(4) + b"\0\1\0\3"
 )  # fmt: skip
+
+
+def _choices(byte: int, *counts: int) -> list[int]:
+    """One of so many for each of `counts`, in turn."""
+    chosen = []
+    for count in counts:
+        byte, choice = divmod(byte, count)
+        chosen.append(choice)
+    return chosen
 
 
 def _portions(data: bytes) -> list[bytes]:

@@ -32,6 +32,7 @@ from testbed.nbd.transmission import Reply, ServerStatistics, Transmission
 IOV_MAX = 1024
 MAX_PIECES = 1000  # with room for one more simple reply
 MAX_BATCH = GATHERED  # bytes of replies gathered before they are sent
+HEADER = SIMPLE_REPLY.size
 HANDSHAKE_TIMEOUT = 30.0  # seconds that a client may be silent before it has chosen an export
 
 Log = Callable[[str], None]
@@ -95,19 +96,21 @@ class Connection:
         if self._faults.acting or self._careful or self.stopping:
             return self._carry_out_with_care(events)
         sock, transmission, statistics = self._sock, self._transmission, self._statistics
-        export, simple = transmission.export, not transmission.structured
+        export, undivided = transmission.export, transmission.undivided
+        data_header, more_header = transmission.data_header, transmission.data_header_size - HEADER
         pieces: Reply = []
         gathered = 0  # bytes in pieces
         for event in events:
-            if isinstance(event, Read) and simple:
+            if isinstance(event, Read) and 0 < event.length < undivided:
                 handle, offset, length = event
                 try:
                     data = export.read(offset, length)
                 except OSError as failure:
                     pieces += transmission.fail(handle, failure)
+                    gathered += len(pieces[-1]) - HEADER
                 else:
-                    pieces += simple_reply(handle), data
-                    gathered += length
+                    pieces += data_header(handle, offset, length), data
+                    gathered += length + more_header
                     statistics.reads += 1
                     statistics.bytes_read += length
             elif isinstance(event, Write):
@@ -118,7 +121,7 @@ class Connection:
                         export.flush()
                 except OSError as failure:
                     pieces += transmission.fail(handle, failure)
-                    gathered += len(pieces[-1]) - SIMPLE_REPLY.size
+                    gathered += len(pieces[-1]) - HEADER
                 else:
                     pieces.append(simple_reply(handle))
                     statistics.writes += 1
@@ -129,13 +132,14 @@ class Connection:
                 if not self._turn(event):
                     return False
                 sock, transmission = self._sock, self._transmission
-                export, simple = transmission.export, not transmission.structured
+                export, undivided = transmission.export, transmission.undivided
+                data_header, more_header = transmission.data_header, transmission.data_header_size - HEADER
                 continue
             else:
                 reply = transmission.answer(event)
                 pieces += reply
-                gathered += sum(map(len, reply)) - SIMPLE_REPLY.size
-            gathered += SIMPLE_REPLY.size
+                gathered += sum(map(len, reply)) - HEADER
+            gathered += HEADER
             if gathered >= MAX_BATCH or len(pieces) >= MAX_PIECES:
                 _send(sock, pieces, gathered)
                 pieces, gathered = [], 0

@@ -26,12 +26,23 @@ Extent = tuple[int, int]
 """So many bytes in a row, and their NBD_STATE_... flags."""
 
 _DATA_HEADER = struct.Struct(CHUNK.format + OFFSET_DATA.format[1:])
+_OFFSET = OFFSET_DATA.size
 _DATA = int(ChunkType.NBD_REPLY_TYPE_OFFSET_DATA)
 
 
 def simple_reply(handle: int, error: int = 0) -> bytes:
     """The header that answers a request; a READ's data follows it if `error` is 0."""
     return SIMPLE_REPLY.pack(NBD_SIMPLE_REPLY_MAGIC, error, handle)
+
+
+def simple_data(handle: int, offset: int, length: int) -> bytes:
+    """The simple reply to a READ; `length` bytes of data follow it."""
+    return SIMPLE_REPLY.pack(NBD_SIMPLE_REPLY_MAGIC, 0, handle)
+
+
+def undivided_data(handle: int, offset: int, length: int) -> bytes:
+    """The header of the one chunk that answers a READ; `length` (at least 1) bytes of data follow it."""
+    return _DATA_HEADER.pack(NBD_STRUCTURED_REPLY_MAGIC, NBD_REPLY_FLAG_DONE, _DATA, handle, _OFFSET + length, offset)
 
 
 def offset_data(handle: int, offset: int, length: int, *, done: bool) -> bytes:

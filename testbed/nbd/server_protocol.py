@@ -9,6 +9,7 @@ after its payload (if any) has been thrown away, and the stream goes on. Memory 
 of at most MAX_REQUEST_LENGTH.
 """
 
+import struct
 from collections.abc import Callable, Generator, Mapping
 from typing import NamedTuple, Protocol
 
@@ -37,6 +38,11 @@ NBD_CMD_TRIM = int(Command.NBD_CMD_TRIM)
 NBD_CMD_CACHE = int(Command.NBD_CMD_CACHE)
 NBD_CMD_WRITE_ZEROES = int(Command.NBD_CMD_WRITE_ZEROES)
 NBD_CMD_BLOCK_STATUS = int(Command.NBD_CMD_BLOCK_STATUS)
+
+HEAD = struct.Struct(">QQQL")
+"""REQUEST, with what makes a READ or WRITE plain (its magic, flags and command) in one number."""
+PLAIN_READ = NBD_REQUEST_MAGIC << 32 | NBD_CMD_READ
+PLAIN_WRITE = NBD_REQUEST_MAGIC << 32 | NBD_CMD_WRITE
 
 WRITING = {NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES}
 WITH_PAYLOAD = {NBD_CMD_READ, NBD_CMD_WRITE}
@@ -146,8 +152,8 @@ Event = ExportChosen | StartTls | Request | Disconnect | Violation
 class ServerProtocol:
     """One connection to a server of `exports`, from the greeting on.
 
-    `structured` tells whether replies are to be structured. `landing` gives the memory for a WRITE's payload, at first
-    the export's own; whoever carries out the requests may put another in its place.
+    `answering`: `data_to_send` has something. `structured`: replies are to be structured. `landing` gives the memory
+    for a WRITE's payload, at first the export's own; whoever carries out the requests may put another in its place.
     """
 
     landing: Callable[[int, int], memoryview]
@@ -158,12 +164,14 @@ class ServerProtocol:
         self.structured = False
         self._negotiation: Generator[int, bytes, str | None] | None = self._handshake.negotiate()
         self._needed = next(self._negotiation)
+        self.answering = True
         self._closed = False
         self._size = 0
         self._read_only = False
         self._unaligned = 0  # the bits that no offset and no length may have
         self._longest = 0  # bytes of payload
         self._staging = memoryview(bytearray(STAGING))
+        self._everything = [self._staging]
         self._staged = 0  # bytes not yet parsed, at the start of the staging
         self._payload = self._staging[:0]  # what is still to fill of the WRITE in progress
         self._write: Write
@@ -171,15 +179,11 @@ class ServerProtocol:
         self._refused: Refused
         self._long = False
 
-    @property
-    def answering(self) -> bool:
-        """`data_to_send` has something."""
-        return bool(self._handshake.output)
-
     def data_to_send(self) -> bytes:
         """The handshake's bytes for the client since the last call."""
         data = bytes(self._handshake.output)
         self._handshake.output.clear()
+        self.answering = False
         return data
 
     @property
@@ -189,6 +193,8 @@ class ServerProtocol:
 
     def next_buffers(self) -> list[memoryview]:
         """Where the next bytes of the stream belong, in order."""
+        if not (self._staged or self._long or self._payload):
+            return self._everything
         staging = self._staging[self._staged : STAGING_AFTER_LONG if self._long else STAGING]
         return [self._payload, staging] if self._payload else [staging]
 
@@ -210,6 +216,7 @@ class ServerProtocol:
         at = 0
         if self._negotiation is not None:
             at = self._negotiate(self._negotiation, end, events)
+            self.answering = bool(self._handshake.output)
         if self._negotiation is None and not self._closed:
             at = self._requests(at, end, events)
         self._staged = 0 if self._closed else end - at
@@ -256,57 +263,70 @@ class ServerProtocol:
         self._longest = export.block_size.maximum
 
     def _requests(self, at: int, end: int, events: list[Event]) -> int:
-        """Parse the requests in the staging; returns up to where."""
-        staging, size, unpack, header = self._staging, self._size, REQUEST.unpack_from, REQUEST.size
-        unaligned, longest = self._unaligned, self._longest
-        writable = -1 if self._read_only else NBD_CMD_WRITE
-        while True:
-            if self._skip:
-                skipped = min(self._skip, end - at)
-                self._skip -= skipped
-                at += skipped
-                if self._skip:
-                    return at
-                events.append(self._refused)
-            if end - at < header:
-                return at
-            magic, flags, command, handle, offset, length = unpack(staging, at)
-            if magic != NBD_REQUEST_MAGIC:
-                self._closed = True
-                events.append(Violation(f"the client's request has the wrong magic {magic:#x}"))
-                return end
-            at += header
-            aligned = not unaligned or not (offset | length) & unaligned
-            plain = aligned and not flags and offset + length <= size and length <= longest
-            if plain and command == NBD_CMD_READ:
-                events.append(Read(handle, offset, length))
-                continue
-            error = 0 if plain and command == writable else self._check(command, flags, offset, length)
-            if command == NBD_CMD_WRITE:
-                if error:
-                    self._refused, self._skip = Refused(handle, error), length
-                    if not length:
-                        events.append(self._refused)
-                    continue
-                landing = self.landing(offset, length)
-                write = Write(handle, offset, landing, flags != 0)
-                self._long = length >= LONG_PAYLOAD
-                after = at + length
-                if after > end:
-                    landing[: end - at] = staging[at:end]
-                    self._write, self._payload = write, landing[end - at :]
-                    return end
-                landing[:] = staging[at:after]
-                at = after
-                events.append(write)
-            elif error:
-                events.append(Refused(handle, error))
-            elif command == NBD_CMD_DISC:
-                self._closed = True
-                events.append(Disconnect())
-                return end
+        """Parse the requests in the staging; returns up to where. Nearly all are plain, and cheap."""
+        staging, unpack, header, append, new = self._staging, HEAD.unpack_from, HEAD.size, events.append, tuple.__new__
+        size, unaligned, longest = self._size, self._unaligned, self._longest
+        writable = -1 if self._read_only else PLAIN_WRITE
+        if self._skip:
+            at = self._throw_away(at, end, events)
+        while end - at >= header:
+            head, handle, offset, length = unpack(staging, at)
+            fits = offset + length <= size and length <= longest and not (unaligned and (offset | length) & unaligned)
+            if fits and head == PLAIN_READ:
+                append(new(Read, (handle, offset, length)))
+                at += header
+            elif fits and head == writable:
+                write = new(Write, (handle, offset, self.landing(offset, length), False))
+                at = self._begin(write, at + header, end, events)
             else:
-                events.append(_request(command, flags, handle, offset, length))
+                at = self._other_request(at, end, events)
+        return at
+
+    def _begin(self, write: Write, at: int, end: int, events: list[Event]) -> int:
+        """Land what has come of the payload of a WRITE; returns up to where."""
+        landing = write.data
+        length = len(landing)
+        self._long = length >= LONG_PAYLOAD
+        after = at + length
+        if after > end:
+            landing[: end - at] = self._staging[at:end]
+            self._write, self._payload = write, landing[end - at :]
+            return end
+        landing[:] = self._staging[at:after]
+        events.append(write)
+        return after
+
+    def _other_request(self, at: int, end: int, events: list[Event]) -> int:
+        """Parse one request of any kind; returns up to where."""
+        magic, flags, command, handle, offset, length = REQUEST.unpack_from(self._staging, at)
+        at += REQUEST.size
+        if magic != NBD_REQUEST_MAGIC:
+            self._closed = True
+            events.append(Violation(f"the client's request has the wrong magic {magic:#x}"))
+            return end
+        error = self._check(command, flags, offset, length)
+        if command == NBD_CMD_WRITE and error:
+            self._refused, self._skip = Refused(handle, error), length
+            return self._throw_away(at, end, events)
+        if command == NBD_CMD_WRITE:
+            return self._begin(Write(handle, offset, self.landing(offset, length), flags != 0), at, end, events)
+        if error:
+            events.append(Refused(handle, error))
+        elif command == NBD_CMD_DISC:
+            self._closed = True
+            events.append(Disconnect())
+            return end
+        else:
+            events.append(_request(command, flags, handle, offset, length))
+        return at
+
+    def _throw_away(self, at: int, end: int, events: list[Event]) -> int:
+        """The payload of a refused WRITE, as far as it has come; returns up to where."""
+        skipped = min(self._skip, end - at)
+        self._skip -= skipped
+        if not self._skip:
+            events.append(self._refused)
+        return at + skipped
 
     def _check(self, command: int, flags: int, offset: int, length: int) -> int:
         """The NBD_E... number a request deserves, 0 if it is in order (spec: "Error values", "Request types")."""

@@ -4,6 +4,7 @@ Storage fails with OSError, which becomes the spec's error of the same meaning. 
 """
 
 import errno
+import sys
 from dataclasses import dataclass, fields
 
 from testbed.nbd.constants import NBD_STATE_ZERO, NbdErrno
@@ -15,7 +16,9 @@ from testbed.nbd.replies import (
     none,
     offset_data,
     offset_hole,
+    simple_data,
     simple_reply,
+    undivided_data,
 )
 from testbed.nbd.server_handshake import ALLOCATION_ID
 from testbed.nbd.server_protocol import (
@@ -34,7 +37,7 @@ from testbed.nbd.server_protocol import (
 Reply = list[bytes | memoryview]
 """The pieces of one message, or of the chunks that belong together."""
 
-SHORTEST_HOLE = 4096  # bytes; a shorter READ is not looked through for holes
+SHORTEST_HOLE = 8 << 10  # bytes; a shorter READ is sent in less time than it is looked through for holes
 
 NBD_ERRORS = {
     errno.EPERM: NbdErrno.NBD_EPERM,
@@ -73,11 +76,18 @@ class ServerStatistics:
 
 
 class Transmission:
-    """Requests of one client on `export`, counted into `statistics`."""
+    """Requests of one client on `export`, counted into `statistics`.
+
+    A READ of at least one byte and less than `undivided` is answered by `data_header`, of `data_header_size` bytes, and
+    its data.
+    """
 
     def __init__(self, export: Export, statistics: ServerStatistics, structured: bool) -> None:
         self.export = export
         self.structured = structured
+        self.undivided = SHORTEST_HOLE if structured else sys.maxsize
+        self.data_header = undivided_data if structured else simple_data
+        self.data_header_size = len(self.data_header(0, 0, 1))
         self._statistics = statistics
 
     def answer(self, request: Request) -> Reply:
@@ -129,12 +139,10 @@ class Transmission:
 
     def _read(self, request: Read) -> Reply:
         handle, offset, length = request
-        if not self.structured:
-            reply: Reply = [simple_reply(handle), self.export.read(offset, length)]
-        elif not length:
-            reply = [none(handle)]
-        elif isinstance(request, UnfragmentedRead) or length < SHORTEST_HOLE:
-            reply = [offset_data(handle, offset, length, done=True), self.export.read(offset, length)]
+        if self.structured and not length:
+            reply: Reply = [none(handle)]
+        elif length < self.undivided or isinstance(request, UnfragmentedRead):
+            reply = [self.data_header(handle, offset, length), self.export.read(offset, length)]
         else:
             return self._read_extents(request)
         self._statistics.reads += 1

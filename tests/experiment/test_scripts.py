@@ -19,7 +19,7 @@ def call(script: str, root: Path = ROOT, **environment: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("script", ["scripts/demo", "scripts/bench"])
+@pytest.mark.parametrize("script", ["scripts/demo", "scripts/bench", "scripts/load", "scripts/nemesis"])
 @pytest.mark.program("setpriv")
 def test_without_root_they_say_so_before_they_do_anything(script: str) -> None:
     words = [str(ROOT / script)]

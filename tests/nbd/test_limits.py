@@ -96,6 +96,27 @@ def test_a_second_connection_waits_for_its_turn(few_turns: PayloadMemory) -> Non
     assert got.is_set()
 
 
+def test_who_has_had_a_turn_waits_behind_those_that_wait(few_turns: PayloadMemory) -> None:
+    """Else a busy connection would have turn after turn while the others starve."""
+    order = []
+    held = [few_turns.buffer(LONG)]
+
+    def other(name: int) -> None:
+        assert few_turns.buffer(LONG)
+        order.append(name)
+
+    threads = [threading.Thread(target=other, args=(name,)) for name in range(3)]
+    for thread in threads:
+        before = few_turns.waiting
+        thread.start()
+        eventually(lambda before=before: few_turns.waiting > before)  # type: ignore[misc]
+    held.clear()
+    assert few_turns.buffer(LONG)
+    assert order == [0, 1, 2]
+    for thread in threads:
+        thread.join(20)
+
+
 def test_short_payloads_need_no_turn(few_turns: PayloadMemory) -> None:
     held = [few_turns.buffer(LONG - 1) for _ in range(100)]
     thread = threading.Thread(target=lambda: held.append(few_turns.buffer(LONG)))

@@ -4,6 +4,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,8 +18,9 @@ from testbed.nbd.errors import NbdDisconnected
 from testbed.nbd.export import MemoryExport
 from testbed.nbd.transmission import ServerStatistics
 from tests.nbd.conftest import StartServer
-from tests.nbd.support import FIXED_NO_ZEROES, GREETING, eventually, go, reply, request
+from tests.nbd.support import FIXED_NO_ZEROES, GREETING, eventually, go, option, reply, request
 from tests.nbd.test_client import PAGE, complete, connect, pages
+from tests.nbd.test_transmission import BadSector, parse
 
 HANDSHAKE = 18 + 32 + 20  # bytes of the greeting, NBD_INFO_EXPORT and NBD_REP_ACK
 
@@ -59,11 +61,11 @@ class Dribbling(socket.socket):
         return self.send(data[:1000])
 
 
-def serve_dribbling(said: bytes, export: MemoryExport) -> tuple[bytes, int]:
+def serve_dribbling(said: bytes, export: MemoryExport, options: bytes = b"") -> tuple[bytes, int]:
     """What the server answers after the handshake, and the most it offered to send at once."""
     ours, far = socket.socketpair()
     with ours, Dribbling(fileno=far.detach()) as theirs:
-        ours.sendall(FIXED_NO_ZEROES + go() + said)
+        ours.sendall(FIXED_NO_ZEROES + options + go() + said)
         ours.shutdown(socket.SHUT_WR)
         thread = threading.Thread(target=serve_connection, args=(theirs, {"": export}, ServerStatistics()))
         thread.start()
@@ -83,6 +85,26 @@ def test_partial_sends_keep_the_stream_whole() -> None:
     said = b"".join(request(0, length, 7, length) for length in lengths)
     answer, _ = serve_dribbling(said, export)
     assert answer == b"".join(reply(length, 0, bytes(export.memory[7 : 7 + length])) for length in lengths)
+
+
+def test_structured_replies_in_the_midst_of_others_keep_the_stream_whole() -> None:
+    """A page that cannot be read, and READs of nothing, of a little, in one piece, and of much, in a single batch."""
+    export = BadSector(1 << 20)
+    export.memory[:] = bytes(range(1, 129)) * 8192
+    reads = [(1, 0, 0), (2, 7, 983), (3, export.bad, PAGE), (4, 0, PAGE), (5, 2 * export.bad, 100_000), (6, 3, 1)]
+    said = b"".join(request(0, handle, at, length, flags=4 * (handle == 4)) for handle, at, length in reads)
+    answer, _ = serve_dribbling(said + request(1, 7, 0, 1, b"x"), export, option(8))
+    answer = answer[20:]  # the option's NBD_REP_ACK
+    for handle, at, length in reads:
+        header = struct.unpack_from(">LHHQL", answer)
+        size = 20 + header[4]
+        assert header[:2] == (0x668E33EF, 1)
+        assert header[3] == handle
+        content = parse(answer[:size], handle)
+        assert content.error == (5 if handle == 3 else 0)
+        assert content.data == (b"" if handle == 3 else export.memory[at : at + length])
+        answer = answer[size:]
+    assert answer == reply(7)
 
 
 def test_what_is_gathered_for_one_send_is_bounded() -> None:

@@ -21,11 +21,11 @@ from testbed.nbd.server_protocol import (
     Write,
     WriteZeroes,
 )
-from testbed.nbd.transmission import ServerStatistics, Transmission
+from testbed.nbd.transmission import SHORTEST_HOLE, ServerStatistics, Transmission
 from tests.nbd.support import reply
 
 PAGE = 4096
-SIZE = 16 * PAGE
+SIZE = 48 * PAGE
 DATA, HOLE, ERROR, ERROR_OFFSET = 1, 2, 0x8001, 0x8002
 
 
@@ -100,6 +100,15 @@ def test_any_read_adds_up(written: list[tuple[int, int]], begin: int, end: int, 
     if whole:
         assert len(answer.kinds) == 1
         assert HOLE not in answer.kinds
+
+
+@pytest.mark.parametrize(
+    ("length", "kinds"), [(0, [0]), (1, [DATA]), (SHORTEST_HOLE - 1, [DATA]), (SHORTEST_HOLE, [HOLE])]
+)
+def test_only_long_reads_are_looked_through_for_holes(length: int, kinds: list[int]) -> None:
+    answer = parse(ask(MemoryExport(SIZE), Read(1, PAGE, length)), 1)
+    assert answer.kinds == kinds
+    assert answer.data == bytes(length)
 
 
 def test_where_a_read_failed() -> None:
