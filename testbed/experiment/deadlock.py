@@ -3,8 +3,9 @@
 A deadlock: tasks wait, memory is short, and for the whole stall limit no swap request completes, no page is reclaimed
 and no page is touched; then the floods stop and for as long again the same. A kernel without the series stays hung when
 the flood ends, since the memory its swap needs is held by what waits for swap. A host that moves again was starved, and
-one with memory to spare is stuck on something else. Faults are cleared together with the floods: a host that goes on
-without them was held up by them, and one that a fault holds for good (a server that was killed) is not deadlocked.
+one with memory to spare is stuck on something else, unless that memory is in blocks too small for a receive buffer.
+Faults are cleared together with the floods: a host that goes on without them was held up by them, and one that a fault
+holds for good (a server that was killed) is not deadlocked.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ def _diagnose(stall: Stall, stall_limit: float, faults: Sequence[Injected]) -> D
             "the flood had stopped, and there was no connection to it",
         )
     free = gauge(stall.after, "nr_free_pages")
-    if free > stall.scarce:
+    refused = gauge(stall.after, "rx_refill_fail") - gauge(stall.noticed, "rx_refill_fail")
+    if free > stall.scarce and not refused:
         return Diagnosis(
             False,
             f"stuck, but not for memory: nothing moved for {still:.1f} s, nor for {confirmed:.1f} s after the flood "
@@ -86,7 +88,8 @@ def _diagnose(stall: Stall, stall_limit: float, faults: Sequence[Injected]) -> D
     return Diagnosis(
         True,
         f"deadlock: no swap completion, no page reclaimed, no page touched for {still:.1f} s while {waiting[0]} tasks "
-        f"waited, nor for {confirmed:.1f} s after the flood had stopped{_cleared(faults)}; {signature(stall)}",
+        f"waited, nor for {confirmed:.1f} s after the flood had stopped{_cleared(faults)}; {signature(stall)}"
+        f"{', in blocks too small for a receive buffer' if free > stall.scarce else ''}",
     )
 
 

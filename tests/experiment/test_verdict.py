@@ -330,6 +330,13 @@ def test_who_has_memory_to_spare_is_stuck_on_something_else(free: int, deadlock:
     assert ("not for memory" in diagnosis.text) != deadlock
 
 
+def test_free_memory_in_blocks_too_small_for_a_receive_buffer_is_none_to_spare() -> None:
+    refused = {"nr_free_pages": 1783, "rx_refill_fail": counters()["rx_refill_fail"] + 9000}
+    diagnosis = diagnose(stall(afterwards=refused), STALL_LIMIT)
+    assert diagnosis.deadlock
+    assert diagnosis.text.endswith("1783 pages free, in blocks too small for a receive buffer")
+
+
 @pytest.mark.parametrize("counter", ["swap_completions", "pswpout", "tasks_waiting", "rx_refill_fail"])
 def test_a_stall_without_its_counters_is_no_deadlock(counter: str) -> None:
     whole = stall()
