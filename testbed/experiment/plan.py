@@ -330,7 +330,9 @@ def _disk(server: NbdServer) -> tuple[int | None, SameHost | None]:
     if not server.same_host:
         return bandwidth, None
     bandwidth = bandwidth or DISK_BANDWIDTH
-    return (bandwidth, SameHost(None)) if server.cache == "none" else (None, SameHost(bandwidth))
+    if server.cache == "none":
+        return bandwidth, SameHost(None, server.realtime)
+    return None, SameHost(bandwidth, server.realtime)
 
 
 def _client(

@@ -217,6 +217,7 @@ class EmulatedClient:
         same_host = plan.swap.same_host
         self.file = AddressSpace(self.node, same_host.disk) if same_host and same_host.disk else None
         """The page cache of the swap server's file, if both are on this machine."""
+        self.server_tasks: list[Task] = []
         self.faults = ClientFaults(self.node, self.bystanders, self._event)
         self.progress = Progress()
         self.cpu_times = CpuTimes(cpu_clock)
@@ -315,12 +316,19 @@ class EmulatedClient:
                 raise LabError(f"no swap area: {error}") from error
             raise
         self.edge.swapon(nbd, swap_socket)
-        server = None
-        if self.plan.swap.same_host is not None:
-            server = SameHostServer(self.skb_memory, self.socket_memory, self.file)
+        server = self._same_host_server()
         self.device.attach(number, nbd, swap_socket, server)
         if server is not None:
             self.kernel_threads.append(asyncio.create_task(server.run()))
+
+    def _same_host_server(self) -> SameHostServer | None:
+        """The swap server's task for one connection, if it runs on this machine."""
+        same_host = self.plan.swap.same_host
+        if same_host is None:
+            return None
+        server = SameHostServer(self.skb_memory, self.socket_memory, self.file, realtime=same_host.realtime)
+        self.server_tasks.append(server.task)
+        return server
 
     async def _mkswap(self, client: NbdClient) -> None:
         """Write the header of a swap area to the export's first page, as mkswap does."""
@@ -474,6 +482,7 @@ class EmulatedClient:
             "nbd_reconnects": self.device.nbd_reconnects,
             "nbd_requeued": self.device.nbd_requeued,
             "nbd_timeouts": self.device.nbd_timeouts,
+            "nbd_server_reclaiming": sum(task.pf_memalloc for task in self.server_tasks),
             "tp_drops": self.edge.lost,
         }
 

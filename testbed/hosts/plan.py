@@ -44,10 +44,11 @@ class Interface:
 @dataclass(frozen=True, slots=True)
 class SameHost:
     """A server on its client's machine. `disk` is how many bytes a second the disk under its page cache moves; None for
-    one that goes past the page cache.
+    one that goes past the page cache. `realtime` is its scheduling class.
     """
 
     disk: int | None
+    realtime: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,8 +34,16 @@ class SameHostServer:
     to which offset of the stream the real server may be sent it.
     """
 
-    def __init__(self, skb_memory: SkbMemory, socket_memory: SocketMemory, file: AddressSpace | None) -> None:
+    def __init__(
+        self,
+        skb_memory: SkbMemory,
+        socket_memory: SocketMemory,
+        file: AddressSpace | None = None,
+        *,
+        realtime: bool = False,
+    ) -> None:
         self.task = Task("nbd-server")
+        self.task.rt_task = realtime
         self.sk = Sock("nbd-server", 0)
         self.carried_out = 0
         self._skb_memory = skb_memory

@@ -19,7 +19,11 @@ from testbed.mm.watermarks import PAGE_SIZE
 VM_DIRTY_RATIO = 20
 """Percent of the dirtyable memory that may be dirty or under writeback before who dirties more has to wait."""
 MAX_PAUSE = 0.2
-"""The longest wait of `balance_dirty_pages`, seconds."""
+"""The longest pause of `balance_dirty_pages`, seconds."""
+RATELIMIT_PAGES = 32
+"""Pages that a task may dirty between two looks at the limit."""
+BDI_STAT_ERROR = 16
+"""Pages that the count of a disk's dirty pages may be off (a machine with one processor)."""
 WRITEBACK_BATCH = 16
 
 
@@ -33,8 +37,8 @@ class AddressSpace:
         self._pages: dict[int, Page] = {}
         self._dirty: dict[int, Page] = {}
         self._under_io: dict[int, Page] = {}
+        self._nr_dirtied = 0
         self._dirtied = WaitQueue()
-        self._written = WaitQueue()
 
     @property
     def nr_dirty(self) -> int:
@@ -47,8 +51,10 @@ class AddressSpace:
         page.zone.file.pop(page, None)
         self._dirty[index] = page
         self._dirtied.wake(1)
-        if self._dirty_exceeded():
-            await self._written.wait(MAX_PAUSE)
+        self._nr_dirtied += 1
+        if self._nr_dirtied >= RATELIMIT_PAGES:
+            self._nr_dirtied = 0
+            await self._balance_dirty_pages()
 
     async def read(self, index: int, current: Task) -> None:
         """`do_generic_file_read`: page `index` comes from the page cache, or from the disk."""
@@ -75,8 +81,15 @@ class AddressSpace:
         self._pages[index] = page
         return page
 
+    async def _balance_dirty_pages(self) -> None:
+        """Pause while there are too many dirty pages, but not because of others than this disk's."""
+        while self._dirty_exceeded():
+            await asyncio.sleep(MAX_PAUSE)
+            if self.nr_dirty <= BDI_STAT_ERROR:
+                return
+
     def _dirty_exceeded(self) -> bool:
-        """`balance_dirty_pages`: are there too many pages dirty or under writeback, those of swap included?"""
+        """Are too many pages dirty or under writeback, those of swap included?"""
         zones = self._node.zones
         dirtyable = sum(zone.nr_free_pages + len(zone.file) for zone in zones) + self.nr_dirty
         if self._anon_is_dirtyable:
@@ -94,7 +107,6 @@ class AddressSpace:
                 await asyncio.sleep(len(batch) * self._seconds_per_page)
             finally:
                 self._end_io(batch)
-            self._written.wake_all()
             self._node.page_alloc.progress.wake(len(batch))
 
     def _end_io(self, pages: dict[int, Page]) -> None:
