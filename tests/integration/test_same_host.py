@@ -36,7 +36,7 @@ def test_pages_go_out_over_loopback_and_come_back_as_they_were() -> None:
     record = run_plan(plan(), enabled([14], force=True))
     (client,) = record.evidence.clients
     assert client.report is not None
-    assert judge(record.evidence).outcome in ("pass", "deadlock")
+    assert record.evidence.error is None
     assert client.report["swap"]["pages_in"] > 0
     assert client.report["workload"]["corrupt"] == 0
     assert client.report["pages_leaked"] == 0
