@@ -4,6 +4,8 @@ The stream is received into `next_buffers()`. Requests are found in a staging bu
 straight into the memory where its export wants it to land, followed by more staging for the requests behind it. After a
 long payload only little staging is offered, so that the next long payload lands in place too.
 
+An export may give less memory than a payload has: then the payload comes in parts, the last of which is the `Write`.
+
 Every request is checked here, so an event can be carried out as it is; what the checks refuse comes out as `Refused`,
 after its payload (if any) has been thrown away, and the stream goes on. Memory is bounded: the staging, and one landing
 of at most MAX_REQUEST_LENGTH.
@@ -50,7 +52,9 @@ class Landing(Described, Protocol):
     """An export, as far as the protocol needs it."""
 
     def landing(self, offset: int, length: int) -> memoryview:
-        """Writable memory of `length` bytes for the payload of a WRITE at `offset`."""
+        """Writable memory for the payload of a WRITE at `offset`: of `length` bytes, or of at least STAGING, if that is
+        less.
+        """
         ...
 
 
@@ -76,8 +80,16 @@ class UnfragmentedRead(Read):
     __slots__ = ()
 
 
+class WritePart(NamedTuple):
+    """Some of the payload of a WRITE, in the memory that the export gave for it; more is to come, and then `Write`."""
+
+    handle: int
+    offset: int
+    data: memoryview
+
+
 class Write(NamedTuple):
-    """The payload is complete, in the memory that the export gave for it."""
+    """The payload is complete, or the rest of it, in the memory that the export gave for it."""
 
     handle: int
     offset: int
@@ -140,7 +152,7 @@ class Violation(NamedTuple):
 
 
 Request = Read | Write | Flush | Trim | WriteZeroes | Cache | BlockStatus | Refused
-Event = ExportChosen | StartTls | Request | Disconnect | Violation
+Event = ExportChosen | StartTls | WritePart | Request | Disconnect | Violation
 
 
 class ServerProtocol:
@@ -167,6 +179,7 @@ class ServerProtocol:
         self._staged = 0  # bytes not yet parsed, at the start of the staging
         self._payload = self._staging[:0]  # what is still to fill of the WRITE in progress
         self._write: Write
+        self._rest = 0  # bytes of that WRITE beyond the payload that is being filled
         self._skip = 0  # bytes still to throw away of a refused WRITE
         self._refused: Refused
         self._long = False
@@ -189,6 +202,8 @@ class ServerProtocol:
 
     def next_buffers(self) -> list[memoryview]:
         """Where the next bytes of the stream belong, in order."""
+        if self._rest:
+            return [self._payload]
         staging = self._staging[self._staged : STAGING_AFTER_LONG if self._long else STAGING]
         return [self._payload, staging] if self._payload else [staging]
 
@@ -201,6 +216,9 @@ class ServerProtocol:
         if payload:
             self._payload = self._payload[count:]
             if count < payload:
+                return events
+            if self._rest:
+                events.append(self._next_part())
                 return events
             events.append(self._write)
             del self._write  # the payload belongs to the event, for as long as that lives
@@ -293,6 +311,7 @@ class ServerProtocol:
                 self._long = length >= LONG_PAYLOAD
                 after = at + length
                 if after > end:
+                    self._rest = length - len(landing)
                     landing[: end - at] = staging[at:end]
                     self._write, self._payload = write, landing[end - at :]
                     return end
@@ -307,6 +326,15 @@ class ServerProtocol:
                 return end
             else:
                 events.append(_request(command, flags, handle, offset, length))
+
+    def _next_part(self) -> WritePart:
+        """What is full of a payload that comes in parts; the next part is what is filled now."""
+        handle, offset, data, fua = self._write
+        offset += len(data)
+        self._payload = self.landing(offset, self._rest)
+        self._rest -= len(self._payload)
+        part, self._write = WritePart(*self._write[:3]), Write(handle, offset, self._payload, fua)
+        return part
 
     def _check(self, command: int, flags: int, offset: int, length: int) -> int:
         """The NBD_E... number a request deserves, 0 if it is in order (spec: "Error values", "Request types")."""
