@@ -84,6 +84,9 @@ class Rules:
     writeback_activates: bool = _rule(
         False, "a page found under writeback is kept on the active list until its write ends (4.11)"
     )
+    anon_is_dirtyable: bool = _rule(
+        True, "anonymous memory counts as memory that page cache may come to fill, in the limit of dirty pages (3.14)"
+    )
     # --- swap and block layer ---
     swap_readahead: Literal["cluster", "vma"] = _rule(
         "cluster", "slots in an aligned window of 8, or neighbours in the mapping by how often that helped"
@@ -148,6 +151,7 @@ LINUX_6_1 = Rules(
     max_kswapd_failures=16,
     throttle_ignores_unreclaimable=True,
     reclaim_throttle=True,
+    anon_is_dirtyable=False,
     too_many_isolated="eighth",
     writeback_activates=True,
     swap_readahead="vma",

@@ -117,6 +117,13 @@ KERNEL_RULES = (
     *_stuck("too_many_isolated", "mm/vmscan.py", 'rules.too_many_isolated == "eighth"', OFF_ON, VECTORS),
     *_stuck("writeback_activates", "mm/vmscan.py", "self.rules.writeback_activates", OFF_ON, VECTORS),
     *_stuck("writeback_activates", "mm/page_io.py", "page_alloc.switches.rules.writeback_activates", OFF_ON, VECTORS),
+    *_stuck(
+        "anon_is_dirtyable",
+        "mm/filemap.py",
+        "node.switches.rules.anon_is_dirtyable",
+        ON_OFF,
+        "tests/mm/test_filemap.py",
+    ),
     *_stuck("swap_readahead", "mm/memory.py", 'rules.swap_readahead == "vma"', OFF_ON, VECTORS),
     *_stuck("nr_requests", "hosts/nbd_device.py", "rules.nr_requests", ("64", "256"), NBD),
     *_stuck("shared_tags", "hosts/nbd_device.py", "rules.shared_tags", OFF_ON, VECTORS),

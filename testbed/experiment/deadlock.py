@@ -3,9 +3,10 @@
 A deadlock: tasks wait, memory is short, and for the whole stall limit no swap request completes, no page is reclaimed
 and no page is touched; then the floods stop and for as long again the same. A kernel without the series stays hung when
 the flood ends, since the memory its swap needs is held by what waits for swap. A host that moves again was starved, and
-one with memory to spare is stuck on something else, unless that memory is in blocks too small for a receive buffer.
-Faults are cleared together with the floods: a host that goes on without them was held up by them, and one that a fault
-holds for good (a server that was killed) is not deadlocked.
+one with memory to spare is stuck on something else, unless that memory is in blocks too small for a receive buffer, or
+its own swap server waits in direct reclaim: for a request, which only that server could end. Faults are cleared
+together with the floods: a host that goes on without them was held up by them, and one that a fault holds for good (a
+server that was killed) is not deadlocked.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from testbed.experiment.evidence import Missing, Stall, gauge, moved
 from testbed.experiment.faults.injected import Injected, named
 
+SERVER_TOO = "; the swap server is on this machine, and waits in direct reclaim for swap"
+TOO_SMALL = ", in blocks too small for a receive buffer"
 RISING = {"allocstall": "allocstall", "rx_refill_fail": "RX refill failures"}
 TOLERANCE = 0.001
 """Seconds by which a wait may miss its limit: clocks are read a moment apart."""
@@ -79,7 +82,8 @@ def _diagnose(stall: Stall, stall_limit: float, faults: Sequence[Injected]) -> D
         )
     free = gauge(stall.after, "nr_free_pages")
     refused = gauge(stall.after, "rx_refill_fail") - gauge(stall.noticed, "rx_refill_fail")
-    if free > stall.scarce and not refused:
+    reclaiming = any(each.counters.get("nbd_server_reclaiming") for each in (stall.noticed, stall.after))
+    if free > stall.scarce and not refused and not reclaiming:
         return Diagnosis(
             False,
             f"stuck, but not for memory: nothing moved for {still:.1f} s, nor for {confirmed:.1f} s after the flood "
@@ -88,8 +92,8 @@ def _diagnose(stall: Stall, stall_limit: float, faults: Sequence[Injected]) -> D
     return Diagnosis(
         True,
         f"deadlock: no swap completion, no page reclaimed, no page touched for {still:.1f} s while {waiting[0]} tasks "
-        f"waited, nor for {confirmed:.1f} s after the flood had stopped{_cleared(faults)}; {signature(stall)}"
-        f"{', in blocks too small for a receive buffer' if free > stall.scarce else ''}",
+        f"waited, nor for {confirmed:.1f} s after the flood had stopped{_cleared(faults)}{SERVER_TOO * reclaiming}; "
+        f"{signature(stall)}{TOO_SMALL * (free > stall.scarce and refused > 0)}",
     )
 
 

@@ -122,6 +122,8 @@ class Network:
             wait_up(namespace, ifname)
         if interface.host in self._kernels:
             return
+        if interface.host in self._clients:
+            set_up(host, "lo")
         set_address(host, HOST_INTERFACE, interface.ipv4)
         client = self._clients.get(interface.host)
         if client is not None and client.neighbour_timeout is not None:

@@ -37,6 +37,7 @@ from testbed.hosts.plan import (
     ClientHost,
     ClientPlan,
     Interface,
+    SameHost,
     ServerPlan,
     SlabAllocator,
     SwapArea,
@@ -52,6 +53,8 @@ NBD_PORT = 10809
 CANARY_PORT = 9007
 FIRST_BYSTANDER_PORT = 20000
 CLOSED_PORTS = 40000
+DISK_BANDWIDTH = 64 << 20
+"""Bytes a second of the disk of a server on its client's machine, unless the topology says."""
 VLAN_TAG = 4
 SWAP_SLACK = 1 << 20
 """Bytes of swap area beyond the workload's pages: the header page, and one cluster of slots."""
@@ -256,7 +259,7 @@ def _interfaces(topology: Topology, change: Overrides) -> dict[str, Interface]:
                 mtu=min(mtus),
             )
     for host in topology.hosts:
-        if host.name not in interfaces:
+        if host.name not in interfaces and not (isinstance(host, NbdServer) and host.same_host):
             raise TopologyError(f"{host.name}: it is not connected to anything: use connect() or link()")
     return interfaces
 
@@ -297,7 +300,9 @@ def _server(topology: Topology, server: NbdServer, interfaces: dict[str, Interfa
         raise TopologyError(f"{server.name}: no client swaps to it")
     if server.file is not None and len(clients) > 1:
         raise TopologyError(f"{server.name}: {len(clients)} clients cannot share the file {server.file}: leave it out")
-    interface = interfaces[server.name]
+    if server.same_host and len(clients) > 1:
+        raise TopologyError(f"{server.name}: {len(clients)} clients swap to it, and it is on the machine of one only")
+    interface = interfaces[clients[0].name if server.same_host else server.name]
     areas = []
     for number, client in enumerate(clients):
         if interfaces[client.name].segment != interface.segment:
@@ -309,12 +314,25 @@ def _server(topology: Topology, server: NbdServer, interfaces: dict[str, Interfa
                 f"{server.name}: a swap area of {format_size(size)} is too small for the workload of {client.name}, "
                 f"which needs {format_size(needed)}: raise the server's size or leave it out"
             )
-        port = NBD_PORT + number
-        bandwidth = None
-        if server.bandwidth is not None and server.program == "builtin":
-            bandwidth = size_in_bytes(server.bandwidth, f"{server.name}: bandwidth")
-        areas.append(SwapArea(client.name, interface.address, port, server.export, size, server.file, bandwidth))
+        port, disk = NBD_PORT + number, _disk(server)
+        areas.append(SwapArea(client.name, interface.address, port, server.export, size, server.file, *disk))
     return ServerPlan(server.name, interface, server.program, tuple(areas))
+
+
+def _disk(server: NbdServer) -> tuple[int | None, SameHost | None]:
+    """How fast the server itself is to be (None: as it can), and what it takes of its client's machine.
+
+    Behind a page cache it is the flusher that is as slow as the disk.
+    """
+    bandwidth = None
+    if server.bandwidth is not None and (server.program == "builtin" or server.same_host):
+        bandwidth = size_in_bytes(server.bandwidth, f"{server.name}: bandwidth")
+    if not server.same_host:
+        return bandwidth, None
+    bandwidth = bandwidth or DISK_BANDWIDTH
+    if server.cache == "none":
+        return bandwidth, SameHost(None, server.realtime)
+    return None, SameHost(bandwidth, server.realtime)
 
 
 def _client(

@@ -116,7 +116,7 @@ class _Start:
             self._floods(neighbour)
 
     def _server(self, server: ServerPlan) -> None:
-        host = self.network.hosts[server.name]
+        host = self.network.hosts[server.interface.host]
         if server.program == "builtin" and self._may_stop(server.name):
             self.coordinator.add(self._restartable(server))
         elif server.program == "builtin":
@@ -134,7 +134,7 @@ class _Start:
             if data == "lost":
                 areas.lose()
             spec = NbdHostSpec(areas.plan)
-            return self.processes.spawn(server.name, nbd_host_main, spec, [self.network.hosts[server.name]])
+            return self.processes.spawn(server.name, nbd_host_main, spec, [self.network.hosts[server.interface.host]])
 
         return Supervised(start(), start)
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Size = int | str
 Start = Literal["swapping", "workload"]
+Cache = Literal["writeback", "none"]
 
 READERS = ("prompt", "faulting", "corked", "never")
 PROTOCOLS = ("udp", "tcp")
@@ -32,6 +33,7 @@ CLIENT_HOSTS = ("emulated", "kernel")
 DRIVERS = ("linear", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload")
+CACHES = ("writeback", "none")
 SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
 SMALLEST_FRAME = 64
@@ -108,6 +110,11 @@ class NbdServer:
     `size` is the area of one client, None being what that client's workload needs. The area is in memory unless
     `file` names a file. `program` is our own server, or an installed one. `bandwidth` makes our own as slow as a disk
     that reads and writes so many bytes a second, for each area.
+
+    With `same_host` it runs on its one client's machine and takes its memory from there; it is not connected to
+    anything. Its area is a file on a disk of that machine, which moves `bandwidth` (None: 64M) bytes a second, through
+    the page cache or (`cache` "none", O_DIRECT) past it. A `realtime` task (SCHED_FIFO) may go a quarter of the way
+    below the min watermark, where other tasks may not.
     """
 
     name: str
@@ -116,9 +123,15 @@ class NbdServer:
     file: str | None = None
     export: str = ""
     bandwidth: Size | None = None
+    same_host: bool = False
+    cache: Cache = "writeback"
+    realtime: bool = False
 
     def __post_init__(self) -> None:
         _check_name("server", self.name)
+        _check_choice(self.cache, f"{self.name}: cache", CACHES)
+        if (self.cache != "writeback" or self.realtime) and not self.same_host:
+            raise TopologyError(f"{self.name}: cache and realtime are for a server with same_host=True")
         _check_size(self.size, f"{self.name}: size")
         _check_choice(self.program, f"{self.name}: program", SERVER_PROGRAMS)
         _check_size(self.bandwidth, f"{self.name}: bandwidth")
@@ -489,6 +502,8 @@ class Topology:
     def _attach(self, kind: Literal["bridge", "link"], hosts: tuple[Host, ...]) -> None:
         for host in hosts:
             self._expect(host, ANY_HOST, f"a {kind} joins")
+            if isinstance(host, NbdServer) and host.same_host:
+                raise TopologyError(f"{host.name}: it is on its client's machine, and has no interface of its own")
             if any(known is host for segment in self.segments for known in segment.hosts):
                 raise TopologyError(f"{host.name}: it is connected already, and a host has one interface")
         if len({host.name for host in hosts}) < len(hosts):

@@ -34,12 +34,14 @@ from testbed.hosts.nbd_sock import SwapSocket
 from testbed.hosts.plan import BystanderPlan, ClientPlan
 from testbed.hosts.reconnect import Reconnect
 from testbed.hosts.report import Ends, client_report
+from testbed.hosts.same_host import SameHostServer
 from testbed.hosts.swap_area import check_swap_area
 from testbed.hosts.tcp_bystander import TcpBystander
 from testbed.hosts.tcpdump import Tcpdump
 from testbed.hosts.tracepoints import Tracepoints
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
+from testbed.mm.filemap import AddressSpace
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
@@ -194,6 +196,10 @@ class EmulatedClient:
         self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
         self.bystanders = [self._bystander(bystander) for bystander in plan.bystanders]
         self.canary = self._udp_bystander("canary", plan.canary_port, CANARY_RCVBUF)
+        same_host = plan.swap.same_host
+        self.file = AddressSpace(self.node, same_host.disk) if same_host and same_host.disk else None
+        """The page cache of the swap server's file, if both are on this machine."""
+        self.server_tasks: list[Task] = []
         self.faults = ClientFaults(self.node, self.bystanders, self._event)
         self.progress = Progress()
         self.cpu_times = CpuTimes(cpu_clock)
@@ -292,7 +298,19 @@ class EmulatedClient:
                 raise LabError(f"no swap area: {error}") from error
             raise
         self.edge.swapon(nbd, swap_socket)
-        self.device.attach(number, nbd, swap_socket)
+        server = self._same_host_server()
+        self.device.attach(number, nbd, swap_socket, server)
+        if server is not None:
+            self.kernel_threads.append(asyncio.create_task(server.run()))
+
+    def _same_host_server(self) -> SameHostServer | None:
+        """The swap server's task for one connection, if it runs on this machine."""
+        same_host = self.plan.swap.same_host
+        if same_host is None:
+            return None
+        server = SameHostServer(self.skb_memory, self.socket_memory, self.file, realtime=same_host.realtime)
+        self.server_tasks.append(server.task)
+        return server
 
     async def _mkswap(self, client: NbdClient) -> None:
         """Write the header of a swap area to the export's first page, as mkswap does."""
@@ -318,10 +336,10 @@ class EmulatedClient:
     def _swapon(self) -> None:
         self.device.on_first_write = lambda: self._event("swapping", {})
         reconnect = Reconnect(self.device, self._connect, self._event)
-        self.kernel_threads = [
-            asyncio.create_task(self.node.kswapd.run()),
-            *(asyncio.create_task(self.device.nbd_thread(number)) for number in range(self.plan.nbd_connections)),
-        ]
+        threads = [self.node.kswapd.run(), *map(self.device.nbd_thread, range(self.plan.nbd_connections))]
+        if self.file is not None:
+            threads.append(self.file.flush())
+        self.kernel_threads += map(asyncio.create_task, threads)
         if self.plan.nbd_dead_conn_timeout:
             self.reconnecting = asyncio.create_task(reconnect.run())
         if self.tap is not None:
@@ -446,6 +464,7 @@ class EmulatedClient:
             "nbd_reconnects": self.device.nbd_reconnects,
             "nbd_requeued": self.device.nbd_requeued,
             "nbd_timeouts": self.device.nbd_timeouts,
+            "nbd_server_reclaiming": sum(task.pf_memalloc for task in self.server_tasks),
             "tp_drops": self.edge.lost,
         }
 
@@ -477,6 +496,8 @@ class EmulatedClient:
         for bystander in (self.canary, *self.bystanders):
             bystander.drain(self.netdev)
         self.netdev.close()
+        if self.file is not None:
+            self.file.truncate()
         self.node.drop_caches()
         self.ledger.close_interval(_now())
         self.say(Finished(self.plan.name, client_report(self, counters, memory, ends)))

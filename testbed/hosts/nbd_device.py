@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from testbed.hosts.hardware_queue import HardwareQueue, Request, merge
 from testbed.hosts.nbd_sock import NbdSock, SwapSocket
 from testbed.hosts.request_list import RequestList
+from testbed.hosts.same_host import SameHostServer
 from testbed.mm.gfp import GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.page import Page
 from testbed.mm.page_io import SwapIO
@@ -118,14 +119,17 @@ class NbdDevice:
             for channel in self.channels:
                 channel.hctx.max_pages = self._max_pages
 
-    def attach(self, number: int, client: NbdClient, socket: SwapSocket) -> NbdSock:
+    def attach(
+        self, number: int, client: NbdClient, socket: SwapSocket, server: SameHostServer | None = None
+    ) -> NbdSock:
         """Take over a connection in its transmission phase as `number`: the first one, or one in place of a dead one.
 
+        `server` is its other end, if that is on this machine.
         Its socket stays SOCK_MEMALLOC for good: nothing here ever calls `sk_clear_memalloc`, as in 2012.
         """
         channel = self.channels[number]
         self.nbd_reconnects += channel.nsock is not None
-        nsock = channel.nsock = NbdSock(client, socket)
+        nsock = channel.nsock = NbdSock(client, socket, server)
         if self.switches.nbd_memalloc:
             self.socket_memory.sk_set_memalloc(socket.sk)
         asyncio.get_running_loop().add_reader(client.fileno(), self.receive, nsock)
@@ -298,8 +302,7 @@ class NbdDevice:
         loop.remove_reader(descriptor)
         loop.remove_writer(descriptor)
         self.on_close(nsock.client)
-        nsock.client.close()
-        nsock.socket.close()
+        nsock.close()
         channel.writable.wake_all()
         requests = list(nsock.in_flight.values())
         nsock.in_flight.clear()

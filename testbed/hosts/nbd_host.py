@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +52,8 @@ def _told_to_stop(channel: Connection, host: str, servers: list[NbdServer]) -> b
                 _set_fault(servers, number, kind, arguments, seed)
                 channel.send(Event(host, time.monotonic(), "fault_set", {"number": number}))
             case ClearFault(number):
-                for server in servers:
-                    server.faults.clear(number)
-                channel.send(Event(host, time.monotonic(), "fault_cleared", {"number": number}))
+                did = _clear_fault(servers, number)
+                channel.send(Event(host, time.monotonic(), "fault_cleared", {"number": number} | did))
     return False
 
 
@@ -64,6 +64,14 @@ def _set_fault(servers: list[NbdServer], number: int, kind: str, arguments: dict
             server.faults.set(number, make(kind, arguments, seed + area))
     except ValueError as error:
         raise LabError(str(error)) from error
+
+
+def _clear_fault(servers: list[NbdServer], number: int) -> dict[str, int]:
+    """End it on every area; what it did on all of them together."""
+    did: Counter[str] = Counter()
+    for server in servers:
+        did.update(server.faults.clear(number))
+    return dict(did)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from testbed.hosts.hardware_queue import Request
+from testbed.hosts.same_host import SameHostServer
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
@@ -38,17 +39,23 @@ class SwapSocket:
 
 
 class NbdSock:
-    """A `client` in its transmission phase and the model's `socket` for it."""
+    """A `client` in its transmission phase and the model's `socket` for it.
 
-    def __init__(self, client: NbdClient, socket: SwapSocket) -> None:
+    `server` is given if it runs on this machine too: then it has to find memory for a request before that goes out.
+    """
+
+    def __init__(self, client: NbdClient, socket: SwapSocket, server: SameHostServer | None = None) -> None:
         self.client = client
         self.socket = socket
+        self._server = server
         self.in_flight: dict[int, Request] = {}
         self.dead = False
         self._receive_queue = socket.receive_queue
         self._send_queue = socket.send_queue
         self._send_queue.write_seq = client.bytes_sent
         self._read_before = client.bytes_received
+        if server is not None:
+            server.attach(self._send_queue, self._push_some)
 
     @property
     def oldest(self) -> float | None:
@@ -65,7 +72,11 @@ class NbdSock:
         start = self.client.write if request.write else self.client.read
         start(handle, request.entry * PAGE_SIZE, [page.buffer for page in request.pages])
         self._send_queue.sk.sk_allocation = sk_allocation
+        if self._server is not None:
+            self._server.expect(self._send_queue.write_seq + size, handle, request)
         await self._send_queue.tcp_sendmsg(size, current, self._push_some)
+        if self._server is not None:
+            self._server.data_ready()
 
     def _push_some(self) -> None:
         if not self.dead:
@@ -73,8 +84,11 @@ class NbdSock:
 
     def push(self) -> bool:
         """Send what has its memory; True when all of it is out. Raises NbdError."""
-        paid = self._send_queue.write_seq - self.client.bytes_sent
-        return self.client.send_pending(paid) or self.client.bytes_sent == self._send_queue.write_seq
+        paid = self._send_queue.write_seq
+        if self._server is not None:
+            self._server.data_ready()
+            paid = self._server.carried_out
+        return self.client.send_pending(paid - self.client.bytes_sent) or self.client.bytes_sent == paid
 
     def receive(self) -> list[tuple[Request, int]]:
         """The requests whose replies have arrived, each with its error. Raises NbdError."""
@@ -82,7 +96,16 @@ class NbdSock:
         received = self.client.bytes_received
         self._receive_queue.copied(received - self._read_before)
         self._read_before = received
+        if self._server is not None:
+            self._server.replies_read(handle for handle, _ in replies)
         return [(self.in_flight.pop(handle), error) for handle, error in replies]
+
+    def close(self) -> None:
+        """Free all that the connection holds; the server finds it gone."""
+        self.client.close()
+        self.socket.close()
+        if self._server is not None:
+            self._server.data_ready()
 
     def tcp_ack(self) -> bool:
         """TCP may have taken in acknowledgements: free the send memory they cover, and send what the socket had no room

@@ -42,8 +42,21 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True)
+class SameHost:
+    """A server on its client's machine. `disk` is how many bytes a second the disk under its page cache moves; None for
+    one that goes past the page cache. `realtime` is its scheduling class.
+    """
+
+    disk: int | None
+    realtime: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SwapArea:
-    """One client's swap area: where a server offers it, how many bytes it has, and how many it moves a second."""
+    """One client's swap area: where a server offers it, how many bytes it has, and how many it moves a second.
+
+    `same_host` is given for a server on the client's own machine.
+    """
 
     client: str
     address: str
@@ -52,11 +65,12 @@ class SwapArea:
     bytes: int
     file: str | None
     bandwidth: int | None = None
+    same_host: SameHost | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServerPlan:
-    """A host that serves swap areas, each on a port of its own."""
+    """A host that serves swap areas, each on a port of its own; on its client's machine it has that one's interface."""
 
     name: str
     interface: Interface

@@ -60,7 +60,10 @@ class SwapIO:
         await self.device.submit_read(pages, nice)
 
     def end_write(self, pages: Sequence[Page], error: int) -> None:
-        """`end_swap_bio_write`: a page that could not be written is dirty again, keeps its slot and stays in memory."""
+        """`end_swap_bio_write`: a page that could not be written is dirty again, keeps its slot and stays in memory.
+
+        That is no progress: who waits for memory is not told, and so tries again no sooner than it would anyway.
+        """
         self.completions += len(pages)
         self.vmstat.nr_writeback -= len(pages)
         unused = []
@@ -78,7 +81,8 @@ class SwapIO:
         for page in unused:
             self.release(page)
         self.acct_reclaim_writeback(len(pages))
-        self.page_alloc.progress.wake(len(pages))
+        if not error:
+            self.page_alloc.progress.wake(len(pages))
 
     def _rotate_reclaimable_page(self, page: Page) -> None:
         """Move a page that reclaim wants back to the tail of the inactive list, where the next scan begins."""

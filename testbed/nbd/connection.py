@@ -7,7 +7,7 @@ client that does not read its replies is not read from either.
 
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from testbed.nbd.constants import SIMPLE_REPLY, NbdErrno
 from testbed.nbd.export import Export
@@ -21,10 +21,12 @@ from testbed.nbd.server_protocol import (
     Event,
     ExportChosen,
     Read,
+    Request,
     ServerProtocol,
     StartTls,
     Violation,
     Write,
+    WritePart,
 )
 from testbed.nbd.tls import TlsStream
 from testbed.nbd.transmission import Reply, ServerStatistics, Transmission
@@ -63,6 +65,7 @@ class Connection:
         self._log = log
         self._tls = tls
         self._faults = faults or ActiveFaults()
+        self._failed: dict[int, OSError] = {}  # WRITEs of which a part could not be stored, by handle
         self._careful = False  # payloads land aside, where a fault can keep them from the export
         self._protocol = ServerProtocol(exports, tls_mode)
         self._serve_export(next(iter(exports.values())))
@@ -116,6 +119,8 @@ class Connection:
             elif isinstance(event, Write):
                 handle, offset, data, fua = event
                 try:
+                    if self._failed and handle in self._failed:
+                        raise self._failed.pop(handle)
                     export.commit(offset, data)
                     if fua:
                         export.flush()
@@ -126,6 +131,9 @@ class Connection:
                     pieces.append(simple_reply(handle))
                     statistics.writes += 1
                     statistics.bytes_written += len(data)
+            elif isinstance(event, WritePart):
+                self._store_part(event)
+                continue
             elif isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
                 _send(sock, pieces, gathered)
                 pieces, gathered = [], 0
@@ -153,10 +161,12 @@ class Connection:
             if isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
                 if not self._turn(event):
                     return False
+            elif isinstance(event, WritePart):
+                self._store_part(event)
             elif self.stopping:
                 self._sock.sendall(b"".join(self._transmission.refuse(event.handle, NbdErrno.NBD_ESHUTDOWN)))
             else:
-                for data in self._faulty.answers(event):
+                for data in self._answers(event):
                     self._sock.sendall(data)
         for data in self._faulty.late():
             self._sock.sendall(data)
@@ -164,6 +174,19 @@ class Connection:
         self._protocol.landing = _aside if acting else self._transmission.export.landing
         self._careful = acting or (self._careful and self._protocol.writing)
         return True
+
+    def _answers(self, request: Request) -> Iterable[bytes]:
+        if failure := self._failed.pop(request.handle, None):
+            return [b"".join(self._transmission.fail(request.handle, failure))]
+        return self._faulty.answers(request)
+
+    def _store_part(self, part: WritePart) -> None:
+        """Part of a WRITE goes to the export at once; whether all went well is said at the end of it."""
+        try:
+            self._transmission.export.commit(part.offset, part.data)
+            self._statistics.bytes_written += len(part.data)
+        except OSError as failure:
+            self._failed[part.handle] = failure
 
     def _turn(self, event: ExportChosen | StartTls | Disconnect | Violation) -> bool:
         """The connection enters another phase; False if that is its end."""

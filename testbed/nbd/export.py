@@ -1,9 +1,9 @@
 """What a server exports: a range of bytes kept in memory or in a file.
 
-A WRITE's payload is first put where `landing` says, then `commit` makes it part of the export. In memory the landing
-*is* the export, and `read` hands out the memory itself: nothing is copied. Methods raise OSError when the storage
-fails. Every connection's thread calls them at the same time; like a disk, an export gives no promise about overlapping
-requests in flight.
+A WRITE's payload is first put where `landing` says, a long one in parts, then `commit` makes it part of the export. In
+memory the landing *is* the export, and `read` hands out the memory itself: nothing is copied. Methods raise OSError
+when the storage fails. Every connection's thread calls them at the same time; like a disk, an export gives no promise
+about overlapping requests in flight.
 """
 
 import ctypes
@@ -28,6 +28,7 @@ NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENODEV, errno.ENOSYS)
 MAX_EXTENTS = 1024  # told at once
 MAX_SCANNED = 32 << 20  # bytes of memory looked through at once
 ZEROES = bytes(1 << 20)
+LARGEST_LANDING = 256 << 10  # bytes of a payload on its way to a file
 
 
 class Export(ABC):
@@ -58,9 +59,12 @@ class Export(ABC):
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         """Make bytes from anywhere part of the export."""
-        landing = self.landing(offset, len(data))
-        landing[:] = data
-        self.commit(offset, landing)
+        data = memoryview(data)
+        while data:
+            landing = self.landing(offset, len(data))
+            landing[:] = data[: len(landing)]
+            self.commit(offset, landing)
+            offset, data = offset + len(landing), data[len(landing) :]
 
     def write_zeroes(self, offset: int, length: int, *, hole: bool, fast: bool) -> None:
         """Make the bytes zero, as a `hole` if that is permitted and possible. Raises OSError (ENOTSUP) if it has to be
@@ -177,14 +181,14 @@ class FileExport(Export):
         block_size: BlockSize = DEFAULT_BLOCK_SIZE,
         memory: PayloadMemory | None = None,
     ) -> None:
-        """Payloads pass through `memory`. Raises OSError, its text one clear line, if the file cannot be used."""
+        """What is read passes through `memory`. Raises OSError, its text one clear line, if the file cannot be used."""
         self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         size = os.lseek(self._file, 0, os.SEEK_END)
         super().__init__(size, read_only, f"file {Path(path).name}", block_size)
-        self.landing_memory = (memory or PayloadMemory(longest=block_size.maximum)).buffer
+        self._read_memory = (memory or PayloadMemory(longest=block_size.maximum)).buffer
 
     def read(self, offset: int, length: int) -> memoryview:
-        data = self.landing_memory(length)
+        data = self._read_memory(length)
         done = 0
         while done < length:
             count = os.preadv(self._file, [data[done:]], offset + done)
@@ -194,7 +198,8 @@ class FileExport(Export):
         return data
 
     def landing(self, offset: int, length: int) -> memoryview:
-        return self.landing_memory(length)
+        """Little memory, which needs no turn: a client that stalls in a payload keeps nobody waiting."""
+        return memoryview(bytearray(min(length, LARGEST_LANDING)))
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         self.commit(offset, memoryview(data))

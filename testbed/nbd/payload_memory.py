@@ -1,10 +1,10 @@
-"""A limit on the memory that payloads take on their way between sockets and files.
+"""A limit on the memory that payloads take on their way from files to sockets.
 
-Short payloads are bounded by what one connection receives or sends in one go. For long ones a connection needs one of a
-fixed number of turns, waits for it while it holds no other, and keeps it until its last long buffer is gone: nobody
-waits while holding, so nobody waits for ever. Turns are given in the order in which they were asked for, so a busy
-connection cannot take its turn again before those that wait. A connection that waits does not read from its socket,
-and TCP tells the client.
+What comes in takes little: a long WRITE goes to its file in parts. What goes out is read whole, and short payloads are
+bounded by what one connection sends in one go. For long ones a connection needs one of a fixed number of turns, waits
+for it while it holds no other, and keeps it until its last long buffer is gone: nobody waits while holding, so nobody
+waits for ever. Turns are given in the order in which they were asked for, so a busy connection cannot take its turn
+again before those that wait. A connection that waits does not read from its socket, and TCP tells the client.
 """
 
 import threading
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from testbed.nbd.constants import MAX_REQUEST_LENGTH
 
 LONG = 32 << 10  # bytes
-BUFFERS = 3  # that one connection can hold: a WRITE complete, the next one coming in, a READ going out
+BUFFERS = 2  # that one connection can hold: the data of a READ that went out, and of the next
 GATHERED = 1 << 20  # bytes of replies that wait for the next to be sent with them
 DEFAULT_LIMIT = 1 << 30  # bytes
 

@@ -4,6 +4,8 @@ The stream is received into `next_buffers()`. Requests are found in a staging bu
 straight into the memory where its export wants it to land, followed by more staging for the requests behind it. After a
 long payload only little staging is offered, so that the next long payload lands in place too.
 
+An export may give less memory than a payload has: then the payload comes in parts, the last of which is the `Write`.
+
 Every request is checked here, so an event can be carried out as it is; what the checks refuse comes out as `Refused`,
 after its payload (if any) has been thrown away, and the stream goes on. Memory is bounded: the staging, and one landing
 of at most MAX_REQUEST_LENGTH.
@@ -56,7 +58,9 @@ class Landing(Described, Protocol):
     """An export, as far as the protocol needs it."""
 
     def landing(self, offset: int, length: int) -> memoryview:
-        """Writable memory of `length` bytes for the payload of a WRITE at `offset`."""
+        """Writable memory for the payload of a WRITE at `offset`: of `length` bytes, or of at least STAGING, if that is
+        less.
+        """
         ...
 
 
@@ -82,8 +86,16 @@ class UnfragmentedRead(Read):
     __slots__ = ()
 
 
+class WritePart(NamedTuple):
+    """Some of the payload of a WRITE, in the memory that the export gave for it; more is to come, and then `Write`."""
+
+    handle: int
+    offset: int
+    data: memoryview
+
+
 class Write(NamedTuple):
-    """The payload is complete, in the memory that the export gave for it."""
+    """The payload is complete, or the rest of it, in the memory that the export gave for it."""
 
     handle: int
     offset: int
@@ -146,7 +158,7 @@ class Violation(NamedTuple):
 
 
 Request = Read | Write | Flush | Trim | WriteZeroes | Cache | BlockStatus | Refused
-Event = ExportChosen | StartTls | Request | Disconnect | Violation
+Event = ExportChosen | StartTls | WritePart | Request | Disconnect | Violation
 
 
 class ServerProtocol:
@@ -175,6 +187,7 @@ class ServerProtocol:
         self._staged = 0  # bytes not yet parsed, at the start of the staging
         self._payload = self._staging[:0]  # what is still to fill of the WRITE in progress
         self._write: Write
+        self._rest = 0  # bytes of that WRITE beyond the payload that is being filled
         self._skip = 0  # bytes still to throw away of a refused WRITE
         self._refused: Refused
         self._long = False
@@ -195,6 +208,8 @@ class ServerProtocol:
         """Where the next bytes of the stream belong, in order."""
         if not (self._staged or self._long or self._payload):
             return self._everything
+        if self._rest:
+            return [self._payload]
         staging = self._staging[self._staged : STAGING_AFTER_LONG if self._long else STAGING]
         return [self._payload, staging] if self._payload else [staging]
 
@@ -207,6 +222,9 @@ class ServerProtocol:
         if payload:
             self._payload = self._payload[count:]
             if count < payload:
+                return events
+            if self._rest:
+                events.append(self._next_part())
                 return events
             events.append(self._write)
             del self._write  # the payload belongs to the event, for as long as that lives
@@ -277,18 +295,18 @@ class ServerProtocol:
                 at += header
             elif fits and head == writable:
                 write = new(Write, (handle, offset, self.landing(offset, length), False))
-                at = self._begin(write, at + header, end, events)
+                at = self._begin(write, length, at + header, end, events)
             else:
                 at = self._other_request(at, end, events)
         return at
 
-    def _begin(self, write: Write, at: int, end: int, events: list[Event]) -> int:
-        """Land what has come of the payload of a WRITE; returns up to where."""
+    def _begin(self, write: Write, length: int, at: int, end: int, events: list[Event]) -> int:
+        """Land what has come of the payload of a WRITE, whose landing may be for its first part; up to where."""
         landing = write.data
-        length = len(landing)
         self._long = length >= LONG_PAYLOAD
         after = at + length
         if after > end:
+            self._rest = length - len(landing)
             landing[: end - at] = self._staging[at:end]
             self._write, self._payload = write, landing[end - at :]
             return end
@@ -309,7 +327,8 @@ class ServerProtocol:
             self._refused, self._skip = Refused(handle, error), length
             return self._throw_away(at, end, events)
         if command == NBD_CMD_WRITE:
-            return self._begin(Write(handle, offset, self.landing(offset, length), flags != 0), at, end, events)
+            write = Write(handle, offset, self.landing(offset, length), flags != 0)
+            return self._begin(write, length, at, end, events)
         if error:
             events.append(Refused(handle, error))
         elif command == NBD_CMD_DISC:
@@ -327,6 +346,15 @@ class ServerProtocol:
         if not self._skip:
             events.append(self._refused)
         return at + skipped
+
+    def _next_part(self) -> WritePart:
+        """What is full of a payload that comes in parts; the next part is what is filled now."""
+        handle, offset, data, fua = self._write
+        offset += len(data)
+        self._payload = self.landing(offset, self._rest)
+        self._rest -= len(self._payload)
+        part, self._write = WritePart(*self._write[:3]), Write(handle, offset, self._payload, fua)
+        return part
 
     def _check(self, command: int, flags: int, offset: int, length: int) -> int:
         """The NBD_E... number a request deserves, 0 if it is in order (spec: "Error values", "Request types")."""

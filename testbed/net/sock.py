@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
 
 from testbed.mm.gfp import GFP_KERNEL, GFP_MEMALLOC
 from testbed.mm.sched import Task
@@ -12,6 +13,13 @@ from testbed.net.sk_mem import SK_MEM_QUANTUM, Proto
 from testbed.net.skbuff import SkBuff
 from testbed.net.snmp import NetStat
 from testbed.patches import Switches
+
+
+class Marked(Protocol):
+    """An skb, received or sent, as far as the socket filter looks at it."""
+
+    @property
+    def pfmemalloc(self) -> bool: ...
 
 
 class Sock:
@@ -179,7 +187,7 @@ class SocketMemory:
         self.netstat.sk_allocation_memalloc += bool(added)
         return gfp_mask | added
 
-    def sk_filter(self, sk: Sock, skb: SkBuff) -> bool:
+    def sk_filter(self, sk: Sock, skb: Marked) -> bool:
         """Patch 09: False (the kernel's -ENOMEM) for an skb in reserve memory if `sk` is not SOCK_MEMALLOC."""
         return not skb.pfmemalloc or sk.memalloc or not self.switches.skb_pfmemalloc
 

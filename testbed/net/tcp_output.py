@@ -31,13 +31,17 @@ STREAM_WAIT_MEMORY = 0.1
 
 @dataclass(slots=True)
 class TxSkb:
-    """An skb on the write queue: an fclone head, a small linear part, pages of data ending at stream offset `end`."""
+    """An skb on the write queue: an fclone head, a small linear part, pages of data ending at stream offset `end`.
+
+    `pfmemalloc` says that some of it is from the reserve; who receives it over loopback sees that.
+    """
 
     head: Slab
     linear: Slab
     pages: list[Page]
     end: int
     truesize: int = 0
+    pfmemalloc: bool = False
 
 
 class TcpSendQueue:
@@ -52,6 +56,7 @@ class TcpSendQueue:
         self.skb_memory = skb_memory
         self.page_alloc = skb_memory.node.page_alloc
         self.linear_cache = skb_memory.node.kmalloc_cache(MAX_TCP_HEADER + 320)
+        self._frags_mark = skb_memory.switches.skb_frag_pfmemalloc
         sk.sndbuf = sndbuf
         self.write_seq = 0
         self.sk_wmem_wait = WaitQueue(self.page_alloc.run_queue)
@@ -124,12 +129,18 @@ class TcpSendQueue:
                 return wanted
         return 0
 
+    @property
+    def head(self) -> TxSkb | None:
+        """The first skb that has not been acknowledged."""
+        return self._queue[0] if self._queue else None
+
     def _truesize(self, pages: int) -> int:
         overhead = self.linear_cache.object_size + self.skb_memory.skbuff_fclone_cache.object_size
         return pages * PAGE_SIZE + overhead
 
     def _queue_skb(self, skb: TxSkb) -> None:
         skb.truesize = self._truesize(len(skb.pages))
+        skb.pfmemalloc = skb.linear.pfmemalloc or (self._frags_mark and any(page.pfmemalloc for page in skb.pages))
         self.write_seq = skb.end
         self.sk.sk_wmem_queue(skb.truesize)
         self._queue.append(skb)

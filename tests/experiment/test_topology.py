@@ -67,6 +67,9 @@ def test_hosts_come_back_from_add_and_keep_their_order() -> None:
         (lambda: SwapClient("c", NbdServer("s"), nbd_timeout=0), "c: nbd_timeout must be from 0.01 to 3600 s"),
         (lambda: SwapClient("c", NbdServer("s"), nbd_dead_conn_timeout=-1), "c: nbd_dead_conn_timeout must be from"),
         (lambda: SwapClient("c", NbdServer("s"), nbd_connections=0), "c: nbd_connections must be a whole number"),
+        (lambda: NbdServer("s", same_host=True, cache=wrong("full")), "s: cache must be one of writeback, none"),
+        (lambda: NbdServer("s", cache="none"), "s: cache and realtime are for a server with same_host=True"),
+        (lambda: NbdServer("s", realtime=True), "s: cache and realtime are for a server with same_host=True"),
         (lambda: Bystander(count=0), "bystander: count must be"),
         (lambda: Bystander(port=70000), "bystander: port must be"),
         (lambda: UdpFlood(pps=0), "udp flood: pps must be"),
@@ -98,6 +101,7 @@ class Parts:
         self.server = self.topology.add(NbdServer("server"))
         self.client = self.topology.add(SwapClient("client", swap=self.server))
         self.noise = self.topology.add(Neighbour("noise"))
+        self.local = self.topology.add(NbdServer("local", same_host=True))
 
 
 @pytest.mark.parametrize(
@@ -111,6 +115,7 @@ class Parts:
         ),
         (lambda p: p.topology.connect(p.server), "parts: connect needs at least two hosts"),
         (lambda p: p.topology.connect(p.server, Neighbour("stranger")), "parts: 'stranger' is not in the topology"),
+        (lambda p: p.topology.connect(p.local, p.noise), "local: it is on its client's machine, and has no interface"),
         (lambda p: p.topology.link(p.server, p.server), "parts: a host cannot be connected to itself"),
         (
             lambda p: (p.topology.link(p.server, p.client), p.topology.connect(p.client, p.noise)),

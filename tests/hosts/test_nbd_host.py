@@ -59,7 +59,10 @@ def test_a_fault_is_set_and_cleared(host: tuple[Any, int]) -> None:
             client.read(handle, 0, pages(b""))
         assert sorted(complete(client, 4)) == [(0, 0), (1, 5), (2, 0), (3, 5)]
         event = told(channel, ClearFault(7))
-        assert (event.name, event.fields) == ("fault_cleared", {"number": 7})
+        assert (event.name, event.fields) == (
+            "fault_cleared",
+            {"number": 7, "requests_seen": 4, "requests_picked": 2},
+        )
         client.read(1, 0, pages(b""))
         assert complete(client, 1) == [(1, 0)]
         channel.send(Shutdown())

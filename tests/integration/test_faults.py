@@ -56,6 +56,9 @@ def test_a_host_that_is_paused_for_longer_than_the_stall_limit_goes_on(tmp_path:
     progress = next(check for check in result.checks if check.name == "progress")
     assert progress.ok, progress.evidence
     assert "server was paused from 0.3 to 3.8 s" in progress.evidence
+    for fault, seconds in zip(result.faults, (3.5, 3.5, 0.2), strict=True):
+        assert fault.did["pid"] > 0
+        assert seconds * 0.9 < fault.did["seconds"] < seconds + 1.5
     assert checks(result)["conservation"]
     assert checks(result)["canary after"]
 
@@ -73,6 +76,23 @@ def test_a_link_that_is_cut_and_memory_that_is_taken(tmp_path: Path) -> None:
     assert 0 < by_kind["memory_taken"]["pages"] <= 2 * MIB // 4096
     assert result.workload.corrupt == 0
     assert checks(result)["conservation"]
+
+
+def test_the_log_says_what_storage_faults_did_and_which_process_came_back(tmp_path: Path) -> None:
+    def declare(topology: Any, server: Any, client: Any, noise: Any) -> None:
+        topology.at(0.3, topology.storage_of(server).slow(seconds=0.001, probability=0.5), until=1.5)
+        topology.at(2.0, topology.process_of(server).kill(), until=2.2)
+        topology.at(3.0, topology.storage_of(server).slow(seconds=0.001, every_nth=3))
+
+    result = run(tmp_path / "run", faulty(declare, server={"bandwidth": "12M"}, nbd_dead_conn_timeout=20.0))
+    ended, killed, lasting = (fault.did for fault in result.faults)
+    assert 0 < ended["requests_picked"] < ended["requests_seen"]
+    assert killed["new_pid"] != killed["pid"]
+    assert 0.1 < killed["seconds"] < 5
+    assert lasting["requests_seen"] // 3 == lasting["requests_picked"] > 0
+    log = (tmp_path / "run" / "events.jsonl").read_text()
+    assert log.count('"requests_picked"') == 2
+    assert log.count('"new_pid"') == 1
 
 
 def test_a_flood_that_is_killed_is_accounted_for(tmp_path: Path) -> None:

@@ -35,9 +35,11 @@ def export(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Export]:
 
 
 def write(export: Export, offset: int, data: bytes) -> None:
-    landing = export.landing(offset, len(data))
-    landing[:] = data
-    export.commit(offset, landing)
+    while data:
+        landing = export.landing(offset, len(data))
+        landing[:] = data[: len(landing)]
+        export.commit(offset, landing)
+        offset, data = offset + len(landing), data[len(landing) :]
 
 
 def test_against_a_model(export: Export) -> None:

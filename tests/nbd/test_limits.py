@@ -1,5 +1,6 @@
 """What a server does not give away: places, addresses, memory, and its TLS."""
 
+import errno
 import gc
 import ipaddress
 import socket
@@ -125,7 +126,7 @@ def test_short_payloads_need_no_turn(few_turns: PayloadMemory) -> None:
     assert len(held) == 101
 
 
-@pytest.mark.parametrize(("limit", "turns"), [(0, 1), (100 << 20, 1), (1 << 30, 10)])
+@pytest.mark.parametrize(("limit", "turns"), [(0, 1), (100 << 20, 1), (1 << 30, 15)])
 def test_how_many_turns(limit: int, turns: int) -> None:
     assert PayloadMemory(limit, MAX_REQUEST_LENGTH).turns == turns
 
@@ -167,6 +168,53 @@ def test_a_connection_gives_its_turn_back(file_pair: list[socket.socket]) -> Non
         assert exactly(sock, 32) == reply(1) + reply(2)
         sock.sendall(request(0, 3, 0, 1 << 20))
         assert len(exactly(sock, 16 + (1 << 20))) == 16 + (1 << 20)
+
+
+@pytest.mark.parametrize("sent", [0, 100, 300 << 10, (1 << 20) - 1])
+def test_a_client_that_stalls_in_a_payload_keeps_nobody_waiting(file_pair: list[socket.socket], sent: int) -> None:
+    stalling, other = file_pair
+    payload = bytes(range(256)) * (1 << 12)
+    stalling.sendall(request(1, 7, 0, 1 << 20, payload[:sent]))
+    for _ in range(2):
+        other.sendall(request(1, 1, 2 << 20, 1 << 20, payload) + request(0, 2, 2 << 20, 1 << 20))
+        assert exactly(other, 16) == reply(1)
+        assert exactly(other, 16 + (1 << 20)) == reply(2) + payload
+    stalling.sendall(payload[sent:] + request(0, 8, 0, 1 << 20))
+    assert exactly(stalling, 16) == reply(7)
+    assert exactly(stalling, 16 + (1 << 20)) == reply(8) + payload
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_a_write_of_which_one_part_fails_fails_and_the_next_does_not(tmp_path: Path, failing: int) -> None:
+    """Whichever part it is, and the reply comes once, at the end."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    export = FileExport(disk)
+    commits = 0
+
+    def commit(offset: int, data: memoryview) -> None:
+        nonlocal commits
+        commits += 1
+        if commits == failing + 1:
+            raise OSError(errno.ENOSPC, "full")
+        FileExport.commit(export, offset, data)
+
+    export.commit = commit  # type: ignore[method-assign]
+    ours, theirs = socket.socketpair()
+    statistics = ServerStatistics()
+    with ours, theirs:
+        ours.settimeout(20)
+        thread = threading.Thread(target=serve_connection, args=(theirs, {"": export}, statistics))
+        thread.start()
+        ours.sendall(FIXED_NO_ZEROES + option(1))
+        exactly(ours, 28)
+        ours.sendall(request(1, 1, 0, 1 << 20, bytes(1 << 20)) + request(1, 1, 0, 512, b"x" * 512))
+        assert exactly(ours, 32) == reply(1, errno.ENOSPC) + reply(1)
+        ours.shutdown(socket.SHUT_WR)
+        thread.join(20)
+    export.close()
+    assert commits >= 4
+    assert (statistics.errors, statistics.writes) == (1, 1)
 
 
 def test_a_client_that_vanishes_in_a_payload_gives_its_turn_back(file_pair: list[socket.socket]) -> None:

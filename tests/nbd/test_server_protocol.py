@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from testbed.nbd.block_size import BlockSize
 from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_protocol import (
+    STAGING,
     Cache,
     Disconnect,
     Event,
@@ -20,6 +21,7 @@ from testbed.nbd.server_protocol import (
     Trim,
     Violation,
     Write,
+    WritePart,
     WriteZeroes,
 )
 from tests.nbd.support import FIXED, cuts, feed, feed_parts, go, reply, request, split
@@ -183,6 +185,31 @@ def test_a_payload_lands_in_place() -> None:
     assert bytes(disk.memory[4096:12288]) == b"ab" + b"c" * 8190
     staging[:28] = request(FLUSH, 2)
     assert protocol.received(8190 + 28) == [Write(1, 4096, disk.memory[4096:12288], False), Flush(2)]
+
+
+class SmallLandings(Disk):
+    """Gives no more memory than it has to."""
+
+    def landing(self, offset: int, length: int) -> memoryview:
+        return super().landing(offset, min(length, STAGING))
+
+
+@pytest.mark.parametrize("length", [STAGING - 1, STAGING, STAGING + 1, 3 * STAGING, 3 * STAGING + 17])
+@pytest.mark.parametrize("most", [1 << 30, 100_000, 4099])
+def test_a_payload_that_has_too_little_memory_comes_in_parts(length: int, most: int) -> None:
+    payload = (bytes(range(251)) * (length // 251 + 1))[:length]
+    data = request(FLUSH, 1) + request(WRITE, 2, 512, length, payload, flags=1) + request(FLUSH, 3)
+    first, *parts, last, after = feed(chosen(SmallLandings()), data, most)
+    assert (first, after) == (Flush(1), Flush(3))
+    assert isinstance(last, Write)
+    assert (last.handle, last.fua) == (2, True)
+    assert all(isinstance(part, WritePart) and len(part.data) == STAGING for part in parts)
+    stored = bytearray(512)
+    for part in (*parts, last):
+        assert isinstance(part, (Write, WritePart))
+        assert (part.handle, part.offset) == (2, len(stored))
+        stored += part.data
+    assert stored[512:] == payload
 
 
 def test_the_reply() -> None:

@@ -49,7 +49,8 @@ class Hosts:
         return _OBSTACLES[layer_of(kind)](self, name, kind)
 
     def _link(self, name: str, _: str) -> str | None:
-        return None
+        same_host = name in self.servers and self.servers[name].interface.host != name
+        return "it is on its client's machine, and has no link of its own" if same_host else None
 
     def _storage(self, name: str, _: str) -> str | None:
         if name not in self.servers:

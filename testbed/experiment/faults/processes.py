@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from testbed.experiment.plan import NeighbourPlan
 from testbed.hosts.messages import ClearFault, Command, Event, Message, Sample, SetFault
@@ -38,21 +39,23 @@ class Supervised:
         self._process: HostProcess | None = process
         self._start_again = start_again
         self._last_word = last_word
-        self._set: dict[int, SetFault] = {}
+        self._set: dict[int, tuple[SetFault, float]] = {}
         self._said: list[Message] = []
         self._sample: Sample | None = None
 
     def send(self, command: Command) -> bool:
         """Carry out faults of the process; everything else is for the host itself. False when it is gone."""
         if isinstance(command, SetFault) and command.kind in ("kill", "pause"):
-            self._set[command.number] = command
+            self._set[command.number] = command, time.monotonic()
+            pid = self._pid()
             self._pause(signal.SIGSTOP) if command.kind == "pause" else self._kill()
-            self._say("fault_set", command.number)
+            self._say("fault_set", command.number, pid)
             return True
         if isinstance(command, ClearFault) and command.number in self._set:
-            fault = self._set.pop(command.number)
+            fault, began = self._set.pop(command.number)
             self._pause(signal.SIGCONT) if fault.kind == "pause" else self._restart(fault.arguments.get("data", "kept"))
-            self._say("fault_cleared", command.number)
+            away = {"seconds": round(time.monotonic() - began, 3)}
+            self._say("fault_cleared", command.number, away if fault.kind == "pause" else away | self._pid("new_pid"))
             return True
         return self._process is not None and self._process.send(command)
 
@@ -69,8 +72,12 @@ class Supervised:
                 self._sample = message
         self._said += said
 
-    def _say(self, name: str, number: int) -> None:
-        self._said.append(Event(self.name, time.monotonic(), name, {"number": number}))
+    def _pid(self, name: str = "pid") -> dict[str, Any]:
+        """The process that there is, if there is one."""
+        return {} if self._process is None else {name: self._process.pid}
+
+    def _say(self, name: str, number: int, did: dict[str, Any]) -> None:
+        self._said.append(Event(self.name, time.monotonic(), name, {"number": number} | did))
 
     def _pause(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.alive:

@@ -28,6 +28,7 @@ def unsupported(plan: ClientPlan) -> str | None:
         "copybreak": (plan.copybreak, 0),
         "tap": (plan.tap, None),
         "gro": (plan.gro, False),
+        "same_host": (plan.swap.same_host is not None, False),
     }
     for name, (value, only) in differences.items():
         if value != only:

@@ -64,12 +64,17 @@ class ActiveFaults:
             self._faults[number] = fault
             self.acting = True
 
-    def clear(self, number: int) -> None:
-        """End it; whoever waits because of it goes on. A number that is not set is no error."""
+    def clear(self, number: int) -> dict[str, int]:
+        """End it; whoever waits because of it goes on. A number that is not set is no error.
+
+        Returns what it did: how many requests it looked at, and how many of them it picked.
+        """
         with self._changed:
-            self._forget(number)
+            fault = self._forget(number)
             self.acting = bool(self._faults)
             self._changed.notify_all()
+        seen, acted = (0, 0) if fault is None else (fault.seen, fault.acted)
+        return {"requests_seen": seen, "requests_picked": acted}
 
     def close(self) -> None:
         """Nobody waits any longer, now or later."""
@@ -85,10 +90,11 @@ class ActiveFaults:
                 _count(totals, fault)
         return totals
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int) -> ActiveFault | None:
         fault = self._faults.pop(number, None)
         if fault is not None:
             _count(self._finished, fault)
+        return fault
 
     def picked(self, request: Request) -> list[ActiveFault]:
         """The faults that this request is to suffer."""
