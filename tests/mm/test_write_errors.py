@@ -37,7 +37,7 @@ def test_each_page_is_tried_so_many_times_a_second_at_most(preset: str, rounds: 
         machine.device.error = 5
         node = machine.node
         kswapd = asyncio.create_task(node.kswapd.run())
-        users = [User(machine, TOUCHES) for _ in range(TASKS)]
+        users = [User(machine, TOUCHES, f"user{number}") for number in range(TASKS)]
         node.oom_killer.tasks = {user.task for user in users}
         tasks = [asyncio.create_task(touch(machine, user)) for user in users]
         writes = 0
