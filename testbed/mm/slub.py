@@ -111,6 +111,8 @@ class KmemCache(slab_common.KmemCache):
             taken += self._take_all_listed(count - len(taken), allowed)
         if self._cpu_partial and len(taken) < count:
             taken += self._take_cpu_partial(count - len(taken), allowed)
+        if not self._cpu_partial and len(taken) < count and (allowed or not self._partial_pfmemalloc):
+            taken += self._take_partial(count - len(taken))
         while len(taken) < count and self._load_partial(allowed):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
             if self._cpu_partial and len(taken) < count:
@@ -200,6 +202,31 @@ class KmemCache(slab_common.KmemCache):
         if slab is not None:
             self._cpu_slab = slab
             self.inuse += len(taken)
+        return taken
+
+    def _take_partial(self, count: int) -> list[Slab]:
+        """What loading slabs of the node's list would give, as long as all that is loaded together is used up."""
+        self._deactivate()
+        partial, enough = self._partial, self.cpu_partial // 2
+        taken: list[Slab] = []
+        while partial:
+            first = partial.popitem(last=False)[0]
+            more: list[Slab] = []
+            available = 0
+            while partial and available <= enough:
+                more.append(partial.popitem(last=False)[0])
+                available += more[-1].free
+            if first.free + available >= count - len(taken):
+                for slab in (*reversed(more), first):
+                    partial[slab] = None
+                    partial.move_to_end(slab, last=False)
+                break
+            for slab in (first, *reversed(more)):
+                taken += [slab] * slab.free
+                slab.free = 0
+                slab.partial = False
+                self._partial_pfmemalloc -= slab.pfmemalloc
+        self.inuse += len(taken)
         return taken
 
     def _load_partial(self, allowed: bool) -> bool:
