@@ -8,6 +8,7 @@ slabs; whether it also tests those of the node's list depends on the kernel. A s
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from itertools import chain
 
 from testbed.mm import slab_common
@@ -59,8 +60,8 @@ class KmemCache(slab_common.KmemCache):
         self._cpu_partial: list[Slab] = []
         self._pobjects: list[int] = []
         self._partial: OrderedDict[Slab, None] = OrderedDict()
-        self._partial_for_all: OrderedDict[Slab, None] = OrderedDict()
-        """Those of the partial slabs that are not pfmemalloc, in the same order."""
+        self._partial_pfmemalloc = 0
+        """How many of the partial slabs are pfmemalloc."""
         self._unchecked_fast_path = self._switches.slub_unchecked_fast_path
         self._get_partial_match = self._switches.rules.slub_get_partial_match
 
@@ -110,6 +111,8 @@ class KmemCache(slab_common.KmemCache):
             taken += self._take_all_listed(count - len(taken), allowed)
         if self._cpu_partial and len(taken) < count:
             taken += self._take_cpu_partial(count - len(taken), allowed)
+        if not self._cpu_partial and len(taken) < count and (allowed or not self._partial_pfmemalloc):
+            taken += self._take_partial(count - len(taken))
         while len(taken) < count and self._load_partial(allowed):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
             if self._cpu_partial and len(taken) < count:
@@ -151,7 +154,7 @@ class KmemCache(slab_common.KmemCache):
         cpu, partial = self._cpu_partial, self._partial
         if sum([slab.free for slab in chain(cpu, partial)]) > count:
             return []
-        if not allowed and (len(partial) > len(self._partial_for_all) or any(slab.pfmemalloc for slab in cpu)):
+        if not allowed and (self._partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
             return []
         slabs = self._order_of_use()
         taken: list[Slab] = []
@@ -162,7 +165,7 @@ class KmemCache(slab_common.KmemCache):
         cpu.clear()
         self._pobjects.clear()
         partial.clear()
-        self._partial_for_all.clear()
+        self._partial_pfmemalloc = 0
         self._install(slabs[-1])
         self.inuse += len(taken)
         return taken
@@ -201,6 +204,31 @@ class KmemCache(slab_common.KmemCache):
             self.inuse += len(taken)
         return taken
 
+    def _take_partial(self, count: int) -> list[Slab]:
+        """What loading slabs of the node's list would give, as long as all that is loaded together is used up."""
+        self._deactivate()
+        partial, enough = self._partial, self.cpu_partial // 2
+        taken: list[Slab] = []
+        while partial:
+            first = partial.popitem(last=False)[0]
+            more: list[Slab] = []
+            available = 0
+            while partial and available <= enough:
+                more.append(partial.popitem(last=False)[0])
+                available += more[-1].free
+            if first.free + available >= count - len(taken):
+                for slab in (*reversed(more), first):
+                    partial[slab] = None
+                    partial.move_to_end(slab, last=False)
+                break
+            for slab in (first, *reversed(more)):
+                taken += [slab] * slab.free
+                slab.free = 0
+                slab.partial = False
+                self._partial_pfmemalloc -= slab.pfmemalloc
+        self.inuse += len(taken)
+        return taken
+
     def _load_partial(self, allowed: bool) -> bool:
         """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
         self._deactivate()
@@ -223,32 +251,31 @@ class KmemCache(slab_common.KmemCache):
 
         The free objects of the first do not count towards how many the CPU should have (until 3.8).
         """
-        partial, for_all = self._partial, self._partial_for_all
-        searched = partial
-        if self._get_partial_match and not allowed and len(partial) > len(for_all):
+        slabs: Iterable[Slab] = self._partial
+        if self._partial_pfmemalloc and self._get_partial_match and not allowed:
             self._vmstat.slab_pfmemalloc_mismatch += 1
-            searched = for_all
-        slabs = iter(searched)
-        slab = next(slabs, None)
-        if slab is None:
-            return False
-        more, pobjects = [], []
+            slabs = (slab for slab in self._partial if not slab.pfmemalloc)
+        chosen: list[Slab] = []
+        pobjects: list[int] = []
         available, enough = 0, self.cpu_partial // 2
         offset = self._pobjects[-1] if self._pobjects else 0
-        for other in slabs:
-            more.append(other)
-            available += other.free
-            pobjects.append(offset + available)
+        for slab in slabs:
+            if chosen:
+                available += slab.free
+                pobjects.append(offset + available)
+            chosen.append(slab)
             if available > enough:
                 break
-        for chosen in (slab, *more):
-            chosen.partial = False
-            chosen.frozen = True
-            del partial[chosen]
-            if not chosen.pfmemalloc:
-                del for_all[chosen]
-        self._cpu_slab = slab
-        self._cpu_partial += more
+        if not chosen:
+            return False
+        partial = self._partial
+        for slab in chosen:
+            slab.partial = False
+            slab.frozen = True
+            del partial[slab]
+            self._partial_pfmemalloc -= slab.pfmemalloc
+        self._cpu_slab = chosen[0]
+        self._cpu_partial += chosen[1:]
         self._pobjects += pobjects
         return True
 
@@ -406,12 +433,15 @@ class KmemCache(slab_common.KmemCache):
     def _unfreeze_partials(self) -> list[Slab]:
         """`unfreeze_partials`: the CPU's partial slabs go to the node's list, or (returned) are to be discarded."""
         empty: list[Slab] = []
+        partial = self._partial
         for slab in reversed(self._cpu_partial):
             slab.frozen = False
-            if slab.free == slab.objects and len(self._partial) >= self.min_partial:
+            if slab.free == slab.objects and len(partial) >= self.min_partial:
                 empty.append(slab)
             else:
-                self._add_partial(slab)
+                slab.partial = True
+                partial[slab] = None
+                self._partial_pfmemalloc += slab.pfmemalloc
         self._cpu_partial.clear()
         self._pobjects.clear()
         return empty
@@ -455,20 +485,13 @@ class KmemCache(slab_common.KmemCache):
         if slab.free:
             if slab.free == slab.objects and len(self._partial) >= self.min_partial:
                 return True
-            self._add_partial(slab)
+            slab.partial = True
+            self._partial[slab] = None
             self._partial.move_to_end(slab, last=False)
-            if not slab.pfmemalloc:
-                self._partial_for_all.move_to_end(slab, last=False)
+            self._partial_pfmemalloc += slab.pfmemalloc
         return False
-
-    def _add_partial(self, slab: Slab) -> None:
-        slab.partial = True
-        self._partial[slab] = None
-        if not slab.pfmemalloc:
-            self._partial_for_all[slab] = None
 
     def _del_partial(self, slab: Slab) -> None:
         slab.partial = False
         del self._partial[slab]
-        if not slab.pfmemalloc:
-            del self._partial_for_all[slab]
+        self._partial_pfmemalloc -= slab.pfmemalloc

@@ -349,6 +349,10 @@ class NetDevice:
                 wanted = min((end if end >= 0 else total) - position, budget, len(self.ring))
                 self._receive_singles(batch, position, wanted)
                 position += wanted
+            elif acks := self._acks(batch, position, min(budget, len(self.ring))):
+                wanted = acks
+                self._receive_acks(batch, position, wanted)
+                position += wanted
             else:
                 self._receive_frame(batch, position, wanted)
                 position += 1
@@ -360,9 +364,10 @@ class NetDevice:
 
     def _single_datagrams(self, batch: RxBatch) -> bytes:
         """1 for each frame that is one segment, not TCP's, and not to be looked at by itself."""
-        if self._looks_at_each():
+        kinds = batch.kinds
+        if self._looks_at_each() or (len(kinds) == 1 and isinstance(kinds[0].receiver, TcpReceiveQueue)):
             return bytes(len(batch))
-        plain = np.array([not isinstance(kind.receiver, TcpReceiveQueue) for kind in batch.kinds], np.bool_)
+        plain = np.array([not isinstance(kind.receiver, TcpReceiveQueue) for kind in kinds], np.bool_)
         alone: npt.NDArray[np.bool_] = plain[batch.codes]
         if batch.segments is not None:
             alone &= np.asarray(batch.segments) == 1
@@ -375,6 +380,45 @@ class NetDevice:
         if not self._poll_kinds(skbs, batch, start, start + count):
             for index, skb in enumerate(skbs, start=start):
                 batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
+
+    def _acks(self, batch: RxBatch, start: int, most: int) -> int:
+        """How many frames from `start` on, up to `most`, are segments of one free socket that bring it nothing new."""
+        code, end_seq, segments = batch.codes[start], batch.end_seq, batch.segments
+        kind = batch.kinds[code]
+        queue = kind.receiver
+        if end_seq is None or not isinstance(queue, TcpReceiveQueue) or end_seq[start] > queue.copied_seq:
+            return 0
+        if queue.sk.owner is not None or kind.protocol not in self._protocols or self._looks_at_each():
+            return 0
+        index, end = start, min(start + most, len(batch))
+        while index < end and end_seq[index] <= queue.copied_seq and batch.codes[index] == code:
+            if segments is not None and segments[index] > 1:
+                break
+            index += 1
+        return index - start
+
+    def _receive_acks(self, batch: RxBatch, start: int, count: int) -> None:
+        """`tcp_v4_rcv` for `count` segments without news, for which there are descriptors: their skbs are freed."""
+        kind = batch.kinds[batch.codes[start]]
+        queue = kind.receiver
+        assert isinstance(queue, TcpReceiveQueue)
+        skbs = self.ring.take(count)
+        self.netstat.rx_packets += count
+        reserve = skbs.pfmemalloc.count(1)
+        self._count_reserve(reserve)
+        filtered = reserve and not queue.sk.memalloc and self.switches.skb_pfmemalloc
+        if not filtered:
+            self.last_pfmemalloc = skbs.pfmemalloc[-1] == 1
+        elif reserve < count:
+            self.last_pfmemalloc = False
+        verdict = PFMEMALLOC if filtered else DELIVERED
+        batch.verdicts += [verdict if mark else DELIVERED for mark in skbs.pfmemalloc]
+        self.netstat.PFMemallocDrop += reserve if filtered else 0
+        if reserve:
+            self._count(verdict, kind.name, True, reserve)
+        if reserve < count:
+            self._count(DELIVERED, kind.name, False, count - reserve)
+        self.skb_memory.kfree_columns(skbs)
 
     def _receive_frame(self, batch: RxBatch, index: int, wanted: int) -> None:
         """One frame, segment by segment unless all of them are merged or queued."""

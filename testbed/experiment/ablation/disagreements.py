@@ -16,6 +16,13 @@ from testbed.experiment.ablation.rows import Row, name, number
 from testbed.patches import PATCHES, with_bases
 
 SHOWN = 3
+ON_THE_WAY_TO_A_HANG = {
+    "no_watermark_slabs": "pages of the reserve became slabs",
+    "slab_partial_leaked": "objects of the reserve's slabs went to callers without a right to them",
+    "gfp_memalloc_refused": "requests with __GFP_MEMALLOC were kept out of the reserve",
+    "no_watermark_failures": "requests found nothing even without watermarks",
+}
+"""What the counters say that tell where the reserve went, or who did not get to it."""
 
 
 class Disagreement(msgspec.Struct, frozen=True):
@@ -104,6 +111,8 @@ def _explanation(row: Row, all_on: Row, unmoved: dict[str, Direction]) -> Iterat
         before = all_on.counters.get(counter, 0)
         after = row.counters[counter]
         yield f"{counter} did not go {direction}: {number(before)} with all on, {number(after)} {name(row.off)}"
+    if row.survived < row.runs:
+        yield from _on_the_way(row)
     others = [counter for counter in row.moved if counter not in unmoved][:SHOWN]
     if others:
         yield f"what moved most: {', '.join(_change(row, counter) for counter in others)}"
@@ -112,6 +121,13 @@ def _explanation(row: Row, all_on: Row, unmoved: dict[str, Direction]) -> Iterat
     yield from row.warnings
     if row.evidence:
         yield f"progress: {row.evidence}"
+
+
+def _on_the_way(row: Row) -> Iterator[str]:
+    for counter, text in ON_THE_WAY_TO_A_HANG.items():
+        if _moved(row, counter, "up"):
+            change = row.moved[counter]
+            yield f"{number(change.median)} {text} ({counter}; {number(change.all_on)} with all on)"
 
 
 def _moved(row: Row, counter: str, direction: Direction) -> bool:

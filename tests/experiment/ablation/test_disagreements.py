@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from testbed.experiment.ablation.disagreements import compare, compare_minimal, outcome_met
+from testbed.experiment.ablation.disagreements import ON_THE_WAY_TO_A_HANG, compare, compare_minimal, outcome_met
 from testbed.experiment.ablation.minimal_set import MinimalSet
 from testbed.experiment.ablation.predictions import MINIMAL_SET, ROBUST_SET, WITHOUT, WITHOUT_ANY, Expected, Prediction
 from testbed.experiment.ablation.rows import Moved, Row
@@ -40,6 +40,21 @@ def throttle(value: float) -> dict[str, Any]:
         "counters": {"pgscan_direct_throttle": value},
         "moved": {"pgscan_direct_throttle": Moved(value, 40, 30, 50)} if not 30 <= value <= 50 else {},
     }
+
+
+@pytest.mark.parametrize(("survived", "told"), [(5, False), (3, True), (0, True)])
+def test_a_hang_is_explained_by_where_the_reserve_went(survived: int, told: bool) -> None:
+    moved = {"no_watermark_slabs": Moved(5913, 184, 150, 200), "no_watermark_failures": Moved(1, 9, 5, 12)}
+    counters = {"slab_pfmemalloc_pages": 50.0, "no_watermark_slabs": 5913.0, "no_watermark_failures": 1.0}
+    found = compare(row([2], survived=survived, counters=counters, moved=moved), ALL_ON)
+    assert found is not None
+    line = "5,913 pages of the reserve became slabs (no_watermark_slabs; 184 with all on)"
+    assert (line in found.explanation) == told
+    assert "found nothing" not in found.explanation, "they became fewer"
+
+
+def test_the_counters_that_explain_a_hang_exist() -> None:
+    assert set(ON_THE_WAY_TO_A_HANG) <= set(VmStat.__slots__)
 
 
 def test_there_is_a_prediction_for_each_patch() -> None:
