@@ -245,7 +245,7 @@ def test_simulations_run_side_by_side_and_give_the_same_rows(
         (["--simulate", "--workload-total", "192M"], 192 << 20),
     ],
 )
-def test_simulated_clients_touch_twice_their_memory_unless_told_otherwise(  # noqa: PLR0917
+def test_simulated_clients_touch_twice_their_memory_unless_told_otherwise(
     words: list[str],
     total: int | None,
     monkeypatch: pytest.MonkeyPatch,
