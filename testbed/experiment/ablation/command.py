@@ -36,15 +36,9 @@ from testbed.experiment.topology import Topology, TopologyError
 from testbed.experiment.version import project_version
 from testbed.hosts.kernel.switches import refusals
 from testbed.hosts.plan import ClientHost
-from testbed.mm.watermarks import PAGE_SIZE
 from testbed.patches import PATCHES, PatchError
 
 SEEDS = 5
-TOUCHED = 2
-"""The tasks of simulated clients touch so many times their memory at most, unless told otherwise.
-
-Who hangs does so within a few seconds of swapping; what is swapped after that only makes runs longer.
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--exhaustive", action="store_true", help="try every smaller set of patches, to prove which is the smallest"
     )
-    parser.add_argument(
-        "--simulate",
-        action="store_true",
-        help=f"on virtual time, without root; tasks touch {TOUCHED} x memory at most, or --workload-total",
-    )
+    parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
     parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
     parser.set_defaults(vanilla=False, without=(), force=True, expect="pass", trace=False)
 
@@ -87,8 +77,6 @@ def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str])
     topology, unused = load_topology(space.topology, unknown)
     if unused:
         raise CannotRun(f"unrecognized arguments: {' '.join(unused)} (see testbed ablate --help)")
-    if space.simulate:
-        options = _shortened(topology, options)
     candidates = _candidates(space.patches, options)
     refused = _refused(topology, options)
     request = Request(
@@ -101,16 +89,6 @@ def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str])
         space.jobs,
     )
     return ablate(topology, request)
-
-
-def _shortened(topology: Topology, options: RunOptions) -> RunOptions:
-    """The options for simulated runs: with a workload that is long enough, if the clients are all alike."""
-    clients = _plan(topology, options).clients
-    totals = {(client.workload.pages * PAGE_SIZE, TOUCHED * client.memory) for client in clients}
-    if options.overrides.workload_total is not None or len(totals) != 1:
-        return options
-    (total,) = totals
-    return replace(options, overrides=replace(options.overrides, workload_total=min(total)))
 
 
 def _candidates(chosen: Sequence[int] | None, options: RunOptions) -> frozenset[int]:

@@ -9,7 +9,6 @@ from rich.table import Table
 from testbed.experiment.ablation.rows import Row, name, number
 from testbed.experiment.ablation.study import Ablation
 from testbed.experiment.report import STYLES
-from testbed.size import format_size
 
 SHOWN = 4
 """Counters that are named in a row; all are in ablate.json."""
@@ -41,8 +40,6 @@ def _outcomes(ablation: Ablation) -> Table:
     seeds = len(ablation.seeds)
     how = "simulated" if ablation.simulated else "on a real kernel" if ablation.host == "kernel" else "on real sockets"
     title = f"{ablation.topology}, {seeds} seed{'s' if seeds > 1 else ''} each, {how}"
-    if touched := ablation.arguments.get("workload_total"):
-        title += f", tasks touch {format_size(touched)}"
     table = Table(title=title, title_justify="left")
     for heading in ("patches", "outcomes", "survived", "time", "lowest free", "seen to be off"):
         table.add_column(heading, overflow="fold", justify="right" if heading == "lowest free" else "left")

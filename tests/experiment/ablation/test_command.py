@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, cli
+from testbed import cli
 from testbed.experiment import execution, preflight
 from testbed.experiment.ablation import command
 from testbed.experiment.arguments import RunOptions
@@ -234,53 +234,6 @@ def test_simulations_run_side_by_side_and_give_the_same_rows(
     assert beside["minimal_set"] == alone["minimal_set"] == [4, 15]
     assert beside["rows"] == alone["rows"]
     assert beside["disagreements"] == alone["disagreements"]
-
-
-@pytest.mark.parametrize(
-    ("words", "total"),
-    [
-        ([], None),
-        (["--simulate"], 128 << 20),
-        (["--simulate", "--memory", "32M"], 64 << 20),
-        (["--simulate", "--workload-total", "192M"], 192 << 20),
-    ],
-)
-def test_simulated_clients_touch_twice_their_memory_unless_told_otherwise(
-    words: list[str],
-    total: int | None,
-    monkeypatch: pytest.MonkeyPatch,
-    rigged: Callable[..., list[RunOptions]],
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    rigged(lambda on, seed: "pass")
-    monkeypatch.setattr(command, "on_virtual_time", simulated)
-    _, data, err = ablate(capfd, tmp_path / "a", "--seeds", "1", "--patches", "13", "--jobs", "1", *words)
-    assert data["arguments"]["workload_total"] == total
-    assert ("tasks touch" in err) == (total is not None)
-
-
-def two_clients(memory: str, total: str | None) -> Topology:
-    """Two clients that swap, one with 16M of memory and the other with as much as is said."""
-    topology = Topology("two")
-    server, noise = topology.add(NbdServer("server")), topology.add(Neighbour("noise"))
-    clients = [
-        topology.add(SwapClient(f"client{number}", memory=each, swap=server))
-        for number, each in enumerate(("16M", memory))
-    ]
-    topology.connect(server, noise, *clients)
-    for client in clients:
-        topology.workload(client, LinearTouch(total=total))
-    return topology
-
-
-@pytest.mark.parametrize(("memory", "total", "shortened"), [("16M", "20M", 20 << 20), ("32M", None, None)])
-def test_a_workload_is_never_made_longer_and_unlike_clients_keep_theirs(
-    memory: str, total: str | None, shortened: int | None
-) -> None:
-    topology = two_clients(memory, total)
-    options = command._shortened(topology, RunOptions(ALL, Overrides(), 1))
-    assert options.overrides.workload_total == shortened
 
 
 def test_an_exhaustive_search_proves_the_smallest(
