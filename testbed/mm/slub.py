@@ -255,7 +255,8 @@ class KmemCache(slab_common.KmemCache):
         if self._partial_pfmemalloc and self._get_partial_match and not allowed:
             self._vmstat.slab_pfmemalloc_mismatch += 1
             slabs = (slab for slab in self._partial if not slab.pfmemalloc)
-        chosen, pobjects = [], []
+        chosen: list[Slab] = []
+        pobjects: list[int] = []
         available, enough = 0, self.cpu_partial // 2
         offset = self._pobjects[-1] if self._pobjects else 0
         for slab in slabs:
