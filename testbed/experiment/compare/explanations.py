@@ -24,37 +24,7 @@ class Known:
     why: str
 
 
-JUMBO = 9000
-WEAK_FLOOD = 2000
-
-
-def _order_2_buffers(arguments: Mapping[str, Any]) -> bool:
-    return bool(arguments.get("patched")) and arguments.get("flood_size") == JUMBO
-
-
-def _weak_flood(arguments: Mapping[str, Any]) -> bool:
-    return bool(arguments.get("patched")) and 0 < arguments.get("flood", 0) <= WEAK_FLOOD
-
-
-KNOWN: tuple[Known, ...] = (
-    Known(
-        "outcome",
-        "emulated",
-        "kernel",
-        _order_2_buffers,
-        "a frame of 9,000 bytes takes four pages in a row in User Mode Linux's driver, and the kernel's free memory is "
-        "in smaller pieces than the model's: on its console 1,783 pages were free, none of them in such a block, and "
-        "no frame came in any more",
-    ),
-    Known(
-        "outcome",
-        "emulated",
-        "kernel",
-        _weak_flood,
-        "both survive, but under so weak a flood only the kernel has frames in its reserve, fewer than twenty: each "
-        "of its writes takes longer, so its free memory is below min for longer",
-    ),
-)
+KNOWN: tuple[Known, ...] = ()
 
 
 def explain(

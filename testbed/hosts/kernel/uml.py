@@ -25,7 +25,6 @@ from testbed.lab.errors import LabError
 from testbed.lab.linux import die_with_parent, keep_addresses
 
 NAME = "guest"
-READ_FILE = "read"
 INTERFACE = "vec0"
 READ_FILE = "page_cache"
 PACKET_HEADROOM = 32 << 20
