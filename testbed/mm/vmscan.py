@@ -20,8 +20,6 @@ from testbed.mm.stall import CongestionWait, ReclaimThrottle, Stall
 from testbed.mm.swap_state import SwapCache
 from testbed.mm.throttle import Throttle
 
-RESCHED_PAGES = 1024
-
 
 class Vmscan:
     """Direct reclaim, and the scan that kswapd shares with it."""
@@ -99,8 +97,8 @@ class Vmscan:
     async def _shrink_anon_lists(
         self, lruvec: Lruvec, nr_active: int, nr_inactive: int, sc: ScanControl, reclaimed_before: int
     ) -> None:
+        """A cluster at a time, and then the processor is somebody else's: reclaim has no larger share than a task."""
         enough = reclaimed_before + sc.nr_to_reclaim if sc.priority < DEF_PRIORITY else 1 << 62
-        resched_at = RESCHED_PAGES
         while nr_inactive > 0:
             if nr_active > 0:
                 if lruvec.inactive_anon_is_low():
@@ -110,8 +108,7 @@ class Vmscan:
             nr_inactive -= SWAP_CLUSTER_MAX
             if sc.nr_reclaimed >= enough:
                 break
-            if sc.nr_taken >= resched_at:
-                resched_at += RESCHED_PAGES
+            if nr_inactive > 0:
                 await asyncio.sleep(0)
 
     def shrink_file_list(self, lruvec: Lruvec, nr_to_scan: int, sc: ScanControl) -> None:

@@ -17,6 +17,7 @@ CHANGES = (
     "17 switches, on unless a boot parameter testbed.NAME=0 says otherwise; /proc/testbed counts what they do",
     "vector driver: receive buffers from the reserve while a socket is SOCK_MEMALLOC",
     "vector driver: a frame lost for want of a receive buffer counts as rx_missed_errors",
+    "page tables: the host is told of changes when a program returns to its own code, not at each page reclaimed",
 )
 
 
