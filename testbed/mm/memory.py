@@ -112,6 +112,7 @@ class Memory:
             self.vmstat.sigbus += 1
             raise BusError(f"{current.name}: page {index} could not be read back from slot {entry}")
         self._map(page, vma, index)
+        vma.owner.swapents -= 1
         self.cache.swap.swap_free(entry)
         if self.cache.swap.vm_swap_full():
             self._reuse_swap_page(page)
@@ -184,6 +185,7 @@ class Memory:
                 vma.owner.rss -= 1
                 self.swap_io.release(pte)
             elif pte is not None:
+                vma.owner.swapents -= 1
                 page = self.cache.pages.get(pte)
                 self.cache.swap.swap_free(pte)
                 if page is not None:

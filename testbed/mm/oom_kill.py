@@ -1,4 +1,4 @@
-"""The OOM killer (mm/oom_kill.c): kills the task with the most memory, one at a time."""
+"""The OOM killer (mm/oom_kill.c): kills the task with the most memory, in RAM and in swap, one at a time."""
 
 from __future__ import annotations
 
@@ -19,10 +19,15 @@ class OomKiller:
         """Kill one task, unless a victim is still on its way out or there is nobody to kill."""
         if any(task.memdie for task in self.tasks):
             return
-        victim = max(self.tasks, key=lambda task: (task.rss, task.name), default=None)
+        victim = max(self.tasks, key=lambda task: (_badness(task), task.name), default=None)
         if victim is None:
             return
         victim.memdie = victim.fatal_signal = True
         self.vmstat.oom_kill += 1
         for queue in self._wake:
             queue.wake_all()
+
+
+def _badness(task: Task) -> int:
+    """`oom_badness`, but for page tables, which the model has not, and privilege: pages."""
+    return task.rss + task.swapents

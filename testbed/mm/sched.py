@@ -18,7 +18,7 @@ class Task:
     """A task (or the context that interrupted it) as the page allocator sees it.
 
     `node` is the memory node of the CPU it runs on, `mempolicy` where it wants its memory instead (None: there), and
-    `rt_task` says that it has a real-time priority.
+    `rt_task` says that it has a real-time priority. `rss` and `swapents` count its pages in RAM and in swap.
     """
 
     __slots__ = (
@@ -35,6 +35,7 @@ class Task:
         "rss",
         "rt_task",
         "serving_softirq",
+        "swapents",
     )
 
     def __init__(self, name: str, *, pf_kthread: bool = False, pf_memalloc: bool = False, nice: int = 0) -> None:
@@ -48,6 +49,7 @@ class Task:
         self.serving_softirq = False
         self.bh_disabled = False
         self.rss = 0
+        self.swapents = 0
         self.rt_task = False
         self.node = 0
         self.mempolicy: Mempolicy | None = None

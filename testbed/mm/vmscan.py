@@ -256,6 +256,7 @@ class Vmscan:
         self.cache.swap.swap_duplicate(entry)
         vma.ptes[page.index] = entry
         vma.owner.rss -= 1
+        vma.owner.swapents += 1
         page.mapping = None
 
     async def _write_isolated(self, lruvec: Lruvec, kept: list[Page], sc: ScanControl) -> None:

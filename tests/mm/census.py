@@ -98,3 +98,4 @@ def check_rss(vmas: Collection[Vma]) -> None:
     """A task's rss is the number of its pages in memory (each task here has one mapping)."""
     for vma in vmas:
         assert vma.owner.rss == sum(isinstance(pte, Page) for pte in vma.ptes)
+        assert vma.owner.swapents == sum(isinstance(pte, int) for pte in vma.ptes)

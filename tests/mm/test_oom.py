@@ -25,6 +25,15 @@ def test_the_largest_task_dies_and_nobody_else_until_it_has_gone() -> None:
     assert (medium.memdie, killer.vmstat.oom_kill) == (True, 2)
 
 
+def test_what_is_in_swap_counts_as_well() -> None:
+    killer = Machine().node.oom_killer
+    resident, swapped = sized("resident", 100), sized("swapped", 1)
+    swapped.swapents = 100
+    killer.tasks |= {resident, swapped}
+    killer.out_of_memory(resident)
+    assert (resident.memdie, swapped.memdie) == (False, True)
+
+
 def test_nobody_to_kill() -> None:
     killer = Machine().node.oom_killer
     killer.out_of_memory(Task("caller"))
