@@ -120,11 +120,12 @@ class Arrivals:
     def __init__(self, link: RelayedLink, kind: str, arguments: dict[str, Any]) -> None:
         link.set(1, kind, direction="from", **arguments)
         with link.sender(link.host) as sender, link.ring(link.peer) as ring:
-            sent_at = []
-            for number in range(COUNT):
-                sent_at.append(time.time())
-                sender.send_bytes([frame(number, SIZE)])
-                if kind != "rate" and not number % AT_ONCE:
+            sent_at: list[float] = []
+            for first in range(0, COUNT, AT_ONCE):
+                numbers = range(first, first + AT_ONCE)
+                sent_at += [time.time()] * AT_ONCE
+                sender.send_bytes([frame(number, SIZE) for number in numbers])
+                if kind != "rate":
                     time.sleep(PAUSE_S)
             eventually(lambda: latest(link)["from_taken"] == COUNT and latest(link)["from_held"] == 0, 60.0, "the end")
             self.report = link.finish()["from"]

@@ -16,6 +16,7 @@ from typing import Any
 from multiprocess.connection import Connection
 
 from testbed.hosts.kernel import proc_text, steps
+from testbed.hosts.kernel.faults import GuestFaults
 from testbed.hosts.kernel.guest import SAMPLER, SAMPLER_OF_MEMORY, Guest
 from testbed.hosts.kernel.image import KernelImage
 from testbed.hosts.kernel.mconsole import ask
@@ -24,7 +25,7 @@ from testbed.hosts.kernel.pulse import Pulse
 from testbed.hosts.kernel.records import Record
 from testbed.hosts.kernel.report import Account, Wire, Work, kernel_report
 from testbed.hosts.kernel.uml import Machine, root_directory
-from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
+from testbed.hosts.messages import ClearFault, Event, Finished, Ready, Sample, SetFault, Shutdown, StartWorkload
 from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -87,12 +88,13 @@ class KernelClient:
         machine = Machine(spec.image.path, spec.parameters, plan.memory, WIRE, mac, mtu, plan.ring)
         self.guest = Guest(machine, spec.directory, spec.console)
         try:
-            self.guest.answer("boot", BOOT_S)
+            self.guest.booted(BOOT_S)
             self._wire_before = self._wire_packets()
             for line in steps.setup(plan, spec.neighbours, modules):
                 self.guest.do(line, STEP_S)
                 if line.startswith("up "):
                     self.packets = PacketSocket(self.guest.uml.pid, PACKET_BUFFER)
+            self.faults = GuestFaults(plan, self.guest, self._event)
             yield self
         finally:
             self.guest.close()
@@ -122,6 +124,10 @@ class KernelClient:
         if isinstance(command, StartWorkload):
             self.work = Work(time.monotonic(), None, self._cpu_seconds(), {})
             self.guest.tell(steps.workload(self.plan, self.spec.seed))
+        elif isinstance(command, SetFault):
+            self.faults.set(command)
+        elif isinstance(command, ClearFault):
+            self.faults.clear(command.number)
         elif isinstance(command, Shutdown):
             self.stopping = True
 
@@ -182,6 +188,7 @@ class KernelClient:
         return self.work.started is not None and self.work.ended is None
 
     def _conclude(self) -> dict[str, Any]:
+        self.faults.close()
         hang = self._look_at_hang() if self._at_work else None
         disorder = None if hang else self._end_in_order()
         wire = self._last_frames()
