@@ -73,6 +73,7 @@ class KernelClient:
         self.pulse = Pulse()
         self.work = Work(None, None, {}, {})
         self.lowest_free: int | None = None
+        self.reconnects = 0
         self.swapping = False
         self.stopping = False
         self.panic: str | None = None
@@ -132,13 +133,20 @@ class KernelClient:
             self.stopping = True
 
     def _happened(self, record: Record) -> None:
-        if record.name == "workload_ended":
-            finished, _killed = record.text.split()
-            self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
-            self._event("workload_ended", {"finished_tasks": int(finished)})
-        else:
-            task, page = record.text.split()
-            self._event(record.name, {"task": f"touch{task}", "page": int(page)})
+        numbers = [int(word) for word in record.text.split()]
+        match record.name:
+            case "workload_ended":
+                self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
+                self._event("workload_ended", {"finished_tasks": numbers[0]})
+            case "corrupt_page":
+                self._event("corrupt_page", {"task": f"touch{numbers[0]}", "page": numbers[1]})
+            case "nbd_connection_lost":
+                self._event("nbd_connection_lost", {"connection": numbers[0]})
+            case "nbd_reconnected":
+                self.reconnects += 1
+                attempts, milliseconds = numbers
+                fields = {"connection": 0, "seconds": milliseconds / 1000, "attempts": attempts}
+                self._event("nbd_reconnected", fields)
 
     def _panicked(self) -> None:
         """The guest has given up: no task runs again. One that panics while it has no memory may not even end."""
@@ -205,6 +213,7 @@ class KernelClient:
                 panic=self.panic,
                 hang=hang,
                 disorder=disorder,
+                reconnects=self.reconnects,
             )
         )
 

@@ -93,8 +93,9 @@ class GuestFaults:
         return [f"inflate {fault.number} {pages}" if begins else f"deflate {fault.number}"]
 
     def _min_free_kbytes(self, _fault: SetFault, _begins: bool) -> list[str]:
-        wanted = {number: each.arguments["kbytes"] for number, each in self._acting.items() if "kbytes" in each.arguments}
-        return [f"sysctl vm/min_free_kbytes {wanted[max(wanted)] if wanted else self._plan.min_free_kbytes}"]
+        wanted = [number for number, each in self._acting.items() if each.kind == "min_free_kbytes"]
+        kbytes = self._acting[max(wanted)].arguments["kbytes"] if wanted else self._plan.min_free_kbytes
+        return [f"sysctl vm/min_free_kbytes {kbytes}"]
 
     def _stop_reading(self, fault: SetFault, begins: bool) -> list[str]:
         port = fault.arguments.get("port")

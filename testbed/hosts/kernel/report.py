@@ -48,7 +48,7 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Account:
     """All that there is to tell. `lowest_free` is in pages; `hang` is evidence of one, `disorder` why it did not come
-    to an orderly end."""
+    to an orderly end, `reconnects` how often another connection took the place of one to the server."""
 
     plan: ClientPlan
     image: KernelImage
@@ -61,6 +61,7 @@ class Account:
     panic: str | None
     hang: dict[str, Any] | None
     disorder: str | None
+    reconnects: int = 0
 
 
 def kernel_report(account: Account) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def _swap(account: Account, counters: dict[str, int]) -> dict[str, Any]:
         "pages_in": pages_in,
         "pages_out": pages_out,
         "corrupt": counters["corrupt"],
+        "nbd_reconnects": account.reconnects,
         "max_gap_s": account.pulse.max_gap_s,
         "mib_per_s": moved / seconds if seconds else 0.0,
         "seconds": seconds,

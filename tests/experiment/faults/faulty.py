@@ -12,7 +12,12 @@ MIB = 1 << 20
 READERS = (Bystander(count=2), Bystander(port=7000, reader="prompt", count=1), Bystander(reader="faulting", count=1))
 
 
-def faulty(declare: Callable[..., Any] | None = None, server: dict[str, Any] | None = None, total: str = "32M", **client: Any) -> Topology:
+def faulty(
+    declare: Callable[..., Any] | None = None,
+    server: dict[str, Any] | None = None,
+    total: str = "32M",
+    **client: Any,
+) -> Topology:
     """A server, a client of 16 MiB, and a neighbour that floods it; `declare(topology, *hosts)` adds the faults."""
     topology = Topology("faulty")
     serving = topology.add(NbdServer("server", **(server or {})))

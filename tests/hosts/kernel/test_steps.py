@@ -11,6 +11,7 @@ from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, To
 from testbed.experiment.plan import resolve
 from testbed.hosts.kernel import steps
 from testbed.hosts.plan import ClientPlan
+from testbed.nbd.client_tls import TlsFiles
 from testbed.net.tcp_init import tcp_send_limit
 
 
@@ -35,7 +36,7 @@ def test_setup_gives_the_guest_its_address_reserve_sockets_and_swap_in_this_orde
     assert "neighbour vec0 10.0.0.1 02:00:0a:00:00:01" in lines
     assert f"socket faulting {plan.bystanders[0].port} {1 << 20}" in lines
     send_buffer = tcp_send_limit(plan.memory // 4096)
-    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {send_buffer}" in lines
+    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {send_buffer} 0 0" in lines
 
 
 def test_udp_mem_holds_what_the_bystanders_may() -> None:
@@ -50,6 +51,7 @@ def test_udp_mem_holds_what_the_bystanders_may() -> None:
         ({"tcp_mem": (1, 2, 3)}, "sysctl net/ipv4/tcp_mem 1 2 3"),
         ({"udp_mem": (4, 5, 6)}, "sysctl net/ipv4/udp_mem 4 5 6"),
         ({"neighbour_timeout": 0.02}, "sysctl net/ipv4/neigh/vec0/base_reachable_time_ms 20"),
+        ({"nbd_timeout": 0.5, "nbd_dead_conn_timeout": 60}, "swap 10.0.0.1 10809 268439552 0 1048576 1 60"),
         ({"mtu": 1400}, "up vec0 10.0.0.2 255.255.0.0 1400"),
     ],
 )
@@ -70,6 +72,8 @@ def test_the_workload_takes_turns_as_the_emulated_one_does() -> None:
         ({"copybreak": 256}, "copybreak"),
         ({"tap": "1M"}, "tap"),
         ({"gro": True}, "gro"),
+        ({"nbd_connections": 2}, "nbd_connections"),
+        ({"tls": TlsFiles("ca.pem")}, "tls"),
         ({"bystanders": [Bystander(reader="corked")]}, "corked"),
         ({"bystanders": [Bystander(protocol="tcp")]}, "TCP"),
     ],

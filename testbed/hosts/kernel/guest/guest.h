@@ -57,6 +57,16 @@ const char *read_again(char *arguments);
 const char *inflate(char *arguments);
 const char *deflate(char *arguments);
 
+/* netlink.c: an NBD device, whose timeouts are in seconds, 0 for none. */
+struct device {
+	unsigned long bytes, timeout, dead_conn_timeout;
+	unsigned flags;
+};
+
+int nbd_connect(const struct device *device, int fd);
+int nbd_replace(int fd);
+int nbd_disconnect(void);
+
 /* init.c */
 void set_oom_score_adj(const char *value);
 void stay(const char *name);
