@@ -26,7 +26,7 @@ from tests.lab.test_fault_relay import RelayedLink
 from tests.lab.test_packet_ring import frame
 
 pytestmark = pytest.mark.root
-COUNT = 2000
+COUNT = 1000
 SIZE = 200
 AT_ONCE, PAUSE_S = 8, 0.002
 """Frames in a row, and the pause after them that lets a slow machine keep up; a rate is measured by what comes all at
@@ -193,8 +193,8 @@ def test_bursts_agree(lab: Lab, netem: None) -> None:
     for arrivals in both(lab, "burst_loss", p=0.1, r=0.4):
         lost = arrivals.lost
         bursts = 1 + sum(later - earlier > 1 for earlier, later in pairwise(lost))
-        assert len(lost) / COUNT == pytest.approx(0.1 / 0.5, rel=0.3)
-        assert len(lost) / bursts == pytest.approx(1 / 0.4, rel=0.3)
+        assert len(lost) / COUNT == pytest.approx(0.1 / 0.5, rel=0.5)
+        assert len(lost) / bursts == pytest.approx(1 / 0.4, rel=0.4)
 
 
 def test_duplication_agrees(lab: Lab, netem: None) -> None:
@@ -228,7 +228,7 @@ def test_reordering_agrees(lab: Lab, netem: None) -> None:
 
 
 def test_rates_agree(lab: Lab, netem: None) -> None:
-    rate = 200e3
+    rate = 100e3
     for arrivals in both(lab, "rate", bytes_per_second=rate, queue=8 << 20):
         assert arrivals.lost == []
         assert arrivals.overtaken == 0

@@ -12,12 +12,7 @@ MIB = 1 << 20
 READERS = (Bystander(count=2), Bystander(port=7000, reader="prompt", count=1), Bystander(reader="faulting", count=1))
 
 
-def faulty(
-    declare: Callable[..., Any] | None = None,
-    server: dict[str, Any] | None = None,
-    total: str = "32M",
-    **client: Any,
-) -> Topology:
+def faulty(declare: Callable[..., Any] | None = None, server: dict[str, Any] | None = None, **client: Any) -> Topology:
     """A server, a client of 16 MiB, and a neighbour that floods it; `declare(topology, *hosts)` adds the faults."""
     topology = Topology("faulty")
     serving = topology.add(NbdServer("server", **(server or {})))
@@ -25,7 +20,7 @@ def faulty(
     swapping = topology.add(SwapClient("client", swap=serving, **settings | client))
     noise = topology.add(Neighbour("noise"))
     topology.connect(serving, swapping, noise)
-    topology.workload(swapping, LinearTouch(processes=8, total=total))
+    topology.workload(swapping, LinearTouch(processes=8, total="32M"))
     topology.flood(noise, swapping, UdpFlood(pps=5_000, size=1000))
     if declare is not None:
         declare(topology, serving, swapping, noise)
