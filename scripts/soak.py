@@ -1,9 +1,9 @@
 """Soak: random faults on real sockets, seed after seed.
 
-`sudo scripts/nemesis [--seeds 0-29] [--seconds S] [--layers all|link,...] [--host emulated|kernel] [--out DIR]`. Every
-seed is one run of a small flooded client with the faults drawn from that seed. A run may fail if the verdict says why. It must not end in
-`error`, lose count of frames or pages, hold a wrong page that no fault explains, or leave a process or a namespace
-behind. Status 0: none did; 1: one did.
+`sudo scripts/nemesis [--seeds 0-29] [--seconds S] [--layers all|link,...] [--host emulated|kernel] [--out DIR]`.
+Every seed is one run of a small flooded client with the faults drawn from that seed. A run may fail if the verdict
+says why. It must not end in `error`, lose count of frames or pages, hold a wrong page that no fault explains, or
+leave a process or a namespace behind. Status 0: none did; 1: one did.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from testbed.experiment.command import run_once
 from testbed.experiment.faults.nemesis import NEMESIS_S
 from testbed.experiment.live import NoView
 from testbed.experiment.result import Result
+from testbed.hosts.plan import ClientHost
 
 SPOILS_DATA = frozenset({"kill", "torn_write", "garbled_reply"})
 """Faults that can put a wrong page where a right one was."""
@@ -31,11 +32,12 @@ ACCOUNTS = "conservation"
 PROC = Path("/proc/self")
 
 
-MEMORY, TOTAL = {"emulated": "16M", "kernel": "40M"}, {"emulated": "48M", "kernel": "80M"}
+MEMORY: dict[ClientHost, str] = {"emulated": "16M", "kernel": "40M"}
+TOTAL: dict[ClientHost, str] = {"emulated": "48M", "kernel": "80M"}
 """The client's memory and what its tasks map: no kernel boots with less."""
 
 
-def battered(host: str = "emulated") -> Topology:
+def battered(host: ClientHost = "emulated") -> Topology:
     """One client with every sort of bystander, a server as slow as a disk, and a flood."""
     topology = Topology("nemesis")
     server = topology.add(NbdServer("server", bandwidth="12M"))

@@ -51,12 +51,17 @@ def test_udp_mem_holds_what_the_bystanders_may() -> None:
         ({"tcp_mem": (1, 2, 3)}, "sysctl net/ipv4/tcp_mem 1 2 3"),
         ({"udp_mem": (4, 5, 6)}, "sysctl net/ipv4/udp_mem 4 5 6"),
         ({"neighbour_timeout": 0.02}, "sysctl net/ipv4/neigh/vec0/base_reachable_time_ms 20"),
-        ({"nbd_timeout": 0.5, "nbd_dead_conn_timeout": 60}, "swap 10.0.0.1 10809 268439552 0 1048576 1 60"),
         ({"mtu": 1400}, "up vec0 10.0.0.2 255.255.0.0 1400"),
     ],
 )
 def test_settings_reach_the_guest(options: dict[str, Any], line: str) -> None:
     assert line in list(steps.setup(client_plan(**options), [], []))
+
+
+def test_the_timeouts_of_nbd_are_whole_seconds() -> None:
+    plan = client_plan(nbd_timeout=0.5, nbd_dead_conn_timeout=60)
+    line = next(line for line in steps.setup(plan, [], []) if line.startswith("swap "))
+    assert line.split()[6:8] == ["1", "60"]
 
 
 def test_the_workload_takes_turns_as_the_emulated_one_does() -> None:
