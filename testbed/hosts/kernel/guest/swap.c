@@ -227,6 +227,22 @@ const char *connect_swap(char *arguments)
 	return swapon(DEVICE, 0) ? reason("swapon: %s", strerror(errno)) : NULL;
 }
 
+/* Whether a connection is still there, or its last frames may still come. */
+static int connection_left(void)
+{
+	FILE *file = fopen("/proc/net/tcp", "r");
+	char line[256];
+	unsigned state;
+	int left = 0;
+
+	while (file && fgets(line, sizeof line, file))
+		if (sscanf(line, "%*d: %*s %*s %x", &state) == 1 && state != TCP_TIME_WAIT)
+			left = 1;
+	if (file)
+		fclose(file);
+	return left;
+}
+
 /* unswap: as an orderly shutdown does. */
 const char *disconnect_swap(char *arguments)
 {
@@ -238,7 +254,7 @@ const char *disconnect_swap(char *arguments)
 	kill(connector, SIGKILL);
 	if ((error = nbd_disconnect()))
 		return reason("disconnect: %s", strerror(-error));
-	for (int tries = 0; tries < 200 && !access("/sys/block/nbd0/pid", F_OK); tries++)
+	for (int tries = 0; tries < 200 && connection_left(); tries++)
 		usleep(10000);
 	return NULL;
 }
