@@ -25,7 +25,7 @@ from testbed.hosts.kernel.uml import memory_directory
 from testbed.hosts.server_program import OWN_PIDS
 from tests.lab import test_netem
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 AGREEMENTS = sorted(
     name
@@ -35,7 +35,7 @@ AGREEMENTS = sorted(
 MODULES = ("kernel/drivers/net/veth.ko", "kernel/net/sched/sch_netem.ko")
 RESULTS = "results.xml"
 MEMORY = 512 << 20
-SECONDS = 150
+SECONDS = 240
 ROOT = Path(__file__).parents[2]
 INIT = """#!/bin/sh
 mount -t proc proc /proc

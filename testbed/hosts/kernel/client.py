@@ -7,6 +7,7 @@ may hang; this process does not, so that samples go on, and the last that the gu
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ SAMPLE_INTERVAL = 0.1
 BOOT_S, STEP_S, ENDING_S, FRESH_S, MCONSOLE_S, POWER_OFF_S = 20.0, 10.0, 5.0, 1.0, 2.0, 2.0
 SILENT_S = 1.0
 """After so long without a word the guest's tasks are taken to be waiting, as its samplers are."""
+KILLED_BY: dict[int, str] = {signal.SIGKILL: "the OOM killer", signal.SIGBUS: "SIGBUS"}
+"""Nobody else sends them to a task."""
 MEMORY = "meminfo"
 """The source that tells how much memory is free."""
 PACKET_BUFFER = 1 << 20
@@ -74,6 +77,7 @@ class KernelClient:
         self.work = Work(None, None, {}, {})
         self.lowest_free: int | None = None
         self.reconnects = 0
+        self.killed: dict[str, str] = {}
         self.swapping = False
         self.stopping = False
         self.panic: str | None = None
@@ -138,6 +142,10 @@ class KernelClient:
             case "workload_ended":
                 self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
                 self._event("workload_ended", {"finished_tasks": numbers[0]})
+            case "task_killed":
+                task, why = f"touch{numbers[0]}", KILLED_BY.get(numbers[1], f"signal {numbers[1]}")
+                self.killed[task] = why
+                self._event("task_killed", {"task": task, "why": why})
             case "corrupt_page":
                 self._event("corrupt_page", {"task": f"touch{numbers[0]}", "page": numbers[1]})
             case "nbd_connection_lost":
@@ -214,6 +222,7 @@ class KernelClient:
                 hang=hang,
                 disorder=disorder,
                 reconnects=self.reconnects,
+                killed=self.killed,
             )
         )
 

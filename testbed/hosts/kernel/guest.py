@@ -25,7 +25,7 @@ SAMPLER, SAMPLER_OF_MEMORY = "progress", "vmstat"
 """The first source of each of the guest's two samplers."""
 FAILED = "failed"
 ANSWERS = ("booted", "done", FAILED)
-EVENTS = ("workload_ended", "corrupt_page", "nbd_connection_lost", "nbd_reconnected")
+EVENTS = ("workload_ended", "task_killed", "corrupt_page", "nbd_connection_lost", "nbd_reconnected")
 CHUNK = 1 << 16
 LAST_WORDS = 4096
 """Bytes of the console that are kept for an error message."""

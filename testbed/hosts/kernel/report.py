@@ -48,7 +48,8 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Account:
     """All that there is to tell. `lowest_free` is in pages; `hang` is evidence of one, `disorder` why it did not come
-    to an orderly end, `reconnects` how often another connection took the place of one to the server."""
+    to an orderly end, `reconnects` how often another connection took the place of one to the server, `killed` which
+    task was killed by what."""
 
     plan: ClientPlan
     image: KernelImage
@@ -61,7 +62,8 @@ class Account:
     panic: str | None
     hang: dict[str, Any] | None
     disorder: str | None
-    reconnects: int = 0
+    reconnects: int
+    killed: dict[str, str]
 
 
 def kernel_report(account: Account) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def _memory(account: Account) -> dict[str, int]:
     }
 
 
-def _workload(account: Account) -> dict[str, int]:
+def _workload(account: Account) -> dict[str, Any]:
     progress = account.counters.progress
     return {
         "tasks": progress.get("tasks", 0),
@@ -174,6 +176,7 @@ def _workload(account: Account) -> dict[str, int]:
         "touches": progress.get("touches", 0),
         "checked": progress.get("checked", 0),
         "corrupt": progress.get("corrupt", 0),
+        "killed": account.killed,
     }
 
 
