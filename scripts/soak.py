@@ -1,9 +1,9 @@
 """Soak: random faults on real sockets, seed after seed.
 
-`sudo scripts/nemesis [--seeds 0-29] [--seconds S] [--layers all|link,...] [--out DIR]`. Every seed is one run of a
-small flooded client with the faults drawn from that seed. A run may fail if the verdict says why. It must not end in
-`error`, lose count of frames or pages, hold a wrong page that no fault explains, or leave a process or a namespace
-behind. Status 0: none did; 1: one did.
+`sudo scripts/nemesis [--seeds 0-29] [--seconds S] [--layers all|link,...] [--host emulated|kernel] [--out DIR]`.
+Every seed is one run of a small flooded client with the faults drawn from that seed. A run may fail if the verdict
+says why. It must not end in `error`, lose count of frames or pages, hold a wrong page that no fault explains, or
+leave a process or a namespace behind. Status 0: none did; 1: one did.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from testbed.experiment.command import run_once
 from testbed.experiment.faults.nemesis import NEMESIS_S
 from testbed.experiment.live import NoView
 from testbed.experiment.result import Result
+from testbed.hosts.plan import ClientHost
 
 SPOILS_DATA = frozenset({"kill", "torn_write", "garbled_reply"})
 """Faults that can put a wrong page where a right one was."""
@@ -31,7 +32,12 @@ ACCOUNTS = "conservation"
 PROC = Path("/proc/self")
 
 
-def battered() -> Topology:
+MEMORY: dict[ClientHost, str] = {"emulated": "16M", "kernel": "40M"}
+TOTAL: dict[ClientHost, str] = {"emulated": "48M", "kernel": "80M"}
+"""The client's memory and what its tasks map: no kernel boots with less."""
+
+
+def battered(host: ClientHost = "emulated") -> Topology:
     """One client with every sort of bystander, a server as slow as a disk, and a flood."""
     topology = Topology("nemesis")
     server = topology.add(NbdServer("server", bandwidth="12M"))
@@ -39,7 +45,8 @@ def battered() -> Topology:
     client = topology.add(
         SwapClient(
             "client",
-            memory="16M",
+            host=host,
+            memory=MEMORY[host],
             min_free_kbytes=1024,
             swap=server,
             bystanders=readers,
@@ -49,7 +56,7 @@ def battered() -> Topology:
     )
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
-    topology.workload(client, LinearTouch(processes=8, total="48M", passes=2))
+    topology.workload(client, LinearTouch(processes=8, total=TOTAL[host], passes=2))
     topology.flood(noise, client, UdpFlood(pps=5_000, size=1000))
     return topology
 
@@ -89,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=seeds, default=range(30), metavar="FIRST[-LAST]", help="default 0-29")
     parser.add_argument("--seconds", type=float, default=NEMESIS_S, help="of faults in each run (default %(default)s)")
     parser.add_argument("--layers", default="all", help="all (default), or some of link,storage,process,memory")
+    parser.add_argument("--host", choices=list(MEMORY), default="emulated", help="of the client (default %(default)s)")
     parser.add_argument("--out", type=Path, help="where the runs go (default: a new temporary directory)")
     space = parser.parse_args(argv)
     out = space.out or Path(tempfile.mkdtemp(prefix="nemesis-"))
@@ -97,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         began, before = time.monotonic(), leftovers()
         words = ["--nemesis", space.layers, "--nemesis-duration", str(space.seconds), "--seed", str(seed)]
         options = parse_run([*words, "--stall-limit", str(STALL_LIMIT_S), "--out", str(out / str(seed))], "soak.py")
-        result = run_once(battered(), replace(options, time_limit=space.seconds + SPARE_S), NoView())
+        result = run_once(battered(space.host), replace(options, time_limit=space.seconds + SPARE_S), NoView())
         wrong = complaints(result, before)
         bad += bool(wrong)
         came = sum(fault.set_at is not None for fault in result.faults)

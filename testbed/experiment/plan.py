@@ -484,3 +484,8 @@ def _warnings(client: ClientPlan) -> Iterator[str]:
         yield f"{client.name}: its workload fits in half of its memory, so that it may never swap"
     if client.tls is not None:
         yield f"{client.name}: {TLS_WARNING}"
+    if client.host == "kernel" and client.nbd_dead_conn_timeout is not None and client.nbd_timeout is None:
+        yield (
+            f"{client.name}: when a connection dies, its kernel sends what was under way once more only after "
+            "nbd_timeout, which is not set: those requests would never end"
+        )

@@ -151,7 +151,8 @@ class _Start:
         canary = self.processes.spawn(
             name, flood_main, FloodSpec(name, "eth0", (), profile), [self.network.hosts[source.name]]
         )
-        self.coordinator.add_client(plan, Supervised(process) if self._may_stop(plan.name) else process, canary)
+        supervised = plan.host == "emulated" and self._may_stop(plan.name)
+        self.coordinator.add_client(plan, Supervised(process) if supervised else process, canary)
 
     def _sniffers(self, plan: Plan) -> None:
         """An emulated client captures its link itself, since it alone knows why it drops what; others are looked at."""

@@ -185,7 +185,7 @@ class SwapClient:
     `nbd_timeout` is how many seconds a request to the server may take before its connection is given up (None: any
     number), `nbd_dead_conn_timeout` how long requests wait for a new connection when none is alive (None: they fail at
     once, and nobody reconnects), `nbd_connections` how many there are; whatever the kernel's version, these are today's
-    driver's. `tls` names the files to encrypt with.
+    driver's. A real kernel has one connection, and whole seconds. `tls` names the files to encrypt with.
     """
 
     name: str

@@ -21,11 +21,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """All counters and gauges at `time` (CLOCK_MONOTONIC seconds), under the kernel's names."""
+    """All counters and gauges at `time` (CLOCK_MONOTONIC seconds), under the kernel's names.
+
+    `faults` is what those that act have done so far, by number: who is killed cannot say it when they end.
+    """
 
     host: str
     time: float
     counters: dict[str, int]
+    faults: dict[int, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

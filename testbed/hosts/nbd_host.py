@@ -37,7 +37,7 @@ def nbd_host_main(channel: Connection, spec: NbdHostSpec) -> None:
         servers = [stack.enter_context(_serving(area)) for area in spec.plan.areas]
         channel.send(Ready(spec.plan.name, {"ports": [area.port for area in spec.plan.areas]}))
         while not _told_to_stop(channel, spec.plan.name, servers):
-            channel.send(Sample(spec.plan.name, time.monotonic(), _counters(servers)))
+            channel.send(Sample(spec.plan.name, time.monotonic(), _counters(servers), _faults(servers)))
     channel.send(Finished(spec.plan.name, {"counters": _counters(servers)}))
 
 
@@ -72,6 +72,15 @@ def _clear_fault(servers: list[NbdServer], number: int) -> dict[str, int]:
     for server in servers:
         did.update(server.faults.clear(number))
     return dict(did)
+
+
+def _faults(servers: list[NbdServer]) -> dict[int, dict[str, int]]:
+    """What the faults that act have done so far on all areas together."""
+    did: dict[int, Counter[str]] = {}
+    for server in servers:
+        for number, counts in server.faults.did().items():
+            did.setdefault(number, Counter()).update(counts)
+    return {number: dict(counts) for number, counts in did.items()}
 
 
 @contextlib.contextmanager

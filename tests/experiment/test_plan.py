@@ -161,6 +161,16 @@ def test_a_ring_that_can_outgrow_the_half_reserve_is_run_with_a_warning() -> Non
     assert "256 ring buffers takes 144 pages, more than the 128" in warning
 
 
+@pytest.mark.parametrize(
+    ("host", "timeout", "lines"), [("kernel", None, 1), ("kernel", 5, 0), ("emulated", None, 0), ("emulated", 5, 0)]
+)
+def test_a_kernel_that_is_to_reconnect_needs_a_timeout_for_what_was_under_way(
+    host: str, timeout: float | None, lines: int
+) -> None:
+    plan = resolve(build(client={"host": host, "nbd_dead_conn_timeout": 10, "nbd_timeout": timeout}))
+    assert sum("nbd_timeout, which is not set" in line for line in plan.warnings) == lines
+
+
 @pytest.mark.parametrize(("driver", "pages"), [("linear", None), ("frag", None), ("page", 152)])
 def test_a_driver_that_takes_more_for_a_frame_needs_a_smaller_ring(driver: str, pages: int | None) -> None:
     warnings = resolve(build(client={"driver": driver})).warnings

@@ -81,17 +81,19 @@ def test_a_link_that_is_cut_and_memory_that_is_taken(tmp_path: Path) -> None:
 def test_the_log_says_what_storage_faults_did_and_which_process_came_back(tmp_path: Path) -> None:
     def declare(topology: Any, server: Any, client: Any, noise: Any) -> None:
         topology.at(0.3, topology.storage_of(server).slow(seconds=0.001, probability=0.5), until=1.5)
+        topology.at(1.6, topology.storage_of(server).slow(seconds=0.001, every_nth=2), until=2.1)
         topology.at(2.0, topology.process_of(server).kill(), until=2.2)
         topology.at(3.0, topology.storage_of(server).slow(seconds=0.001, every_nth=3))
 
     result = run(tmp_path / "run", faulty(declare, server={"bandwidth": "12M"}, nbd_dead_conn_timeout=20.0))
-    ended, killed, lasting = (fault.did for fault in result.faults)
+    ended, orphaned, killed, lasting = (fault.did for fault in result.faults)
     assert 0 < ended["requests_picked"] < ended["requests_seen"]
+    assert orphaned["requests_seen"] // 2 == orphaned["requests_picked"] > 0
     assert killed["new_pid"] != killed["pid"]
     assert 0.1 < killed["seconds"] < 5
     assert lasting["requests_seen"] // 3 == lasting["requests_picked"] > 0
     log = (tmp_path / "run" / "events.jsonl").read_text()
-    assert log.count('"requests_picked"') == 2
+    assert log.count('"requests_picked"') == 3
     assert log.count('"new_pid"') == 1
 
 

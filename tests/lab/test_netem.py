@@ -1,6 +1,7 @@
 """The kernel's netem and the relay's own effects do the same to frames, as far as both can; and netem is told rightly.
 
-What both do is compared by its statistics, which takes a kernel that has sch_netem.
+What both do is compared by its statistics, which takes a kernel that has sch_netem: where this one has not,
+test_netem_in_uml.py has another one run these very tests.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from tests.lab.test_fault_relay import RelayedLink
 from tests.lab.test_packet_ring import frame
 
 pytestmark = pytest.mark.root
-COUNT = 2000
+COUNT = 1000
 SIZE = 200
-PAUSE_S = 0.0005
-"""Between two frames, so that a slow machine keeps up with them; a rate is measured by what comes all at once."""
+AT_ONCE, PAUSE_S = 8, 0.002
+"""Frames in a row, and the pause after them that lets a slow machine keep up; a rate is measured by what comes all at
+once."""
 TOLERANCE_S = 0.1
 """A machine with other things to do is late, and a median is what suffers least from it."""
 netem_missing = cache(missing_netem)
@@ -118,10 +120,11 @@ class Arrivals:
     def __init__(self, link: RelayedLink, kind: str, arguments: dict[str, Any]) -> None:
         link.set(1, kind, direction="from", **arguments)
         with link.sender(link.host) as sender, link.ring(link.peer) as ring:
-            sent_at = []
-            for number in range(COUNT):
-                sent_at.append(time.time())
-                sender.send_bytes([frame(number, SIZE)])
+            sent_at: list[float] = []
+            for first in range(0, COUNT, AT_ONCE):
+                numbers = range(first, first + AT_ONCE)
+                sent_at += [time.time()] * AT_ONCE
+                sender.send_bytes([frame(number, SIZE) for number in numbers])
                 if kind != "rate":
                     time.sleep(PAUSE_S)
             eventually(lambda: latest(link)["from_taken"] == COUNT and latest(link)["from_held"] == 0, 60.0, "the end")
@@ -190,8 +193,8 @@ def test_bursts_agree(lab: Lab, netem: None) -> None:
     for arrivals in both(lab, "burst_loss", p=0.1, r=0.4):
         lost = arrivals.lost
         bursts = 1 + sum(later - earlier > 1 for earlier, later in pairwise(lost))
-        assert len(lost) / COUNT == pytest.approx(0.1 / 0.5, rel=0.3)
-        assert len(lost) / bursts == pytest.approx(1 / 0.4, rel=0.3)
+        assert len(lost) / COUNT == pytest.approx(0.1 / 0.5, rel=0.5)
+        assert len(lost) / bursts == pytest.approx(1 / 0.4, rel=0.4)
 
 
 def test_duplication_agrees(lab: Lab, netem: None) -> None:
@@ -225,7 +228,7 @@ def test_reordering_agrees(lab: Lab, netem: None) -> None:
 
 
 def test_rates_agree(lab: Lab, netem: None) -> None:
-    rate = 200e3
+    rate = 100e3
     for arrivals in both(lab, "rate", bytes_per_second=rate, queue=8 << 20):
         assert arrivals.lost == []
         assert arrivals.overtaken == 0

@@ -61,16 +61,13 @@ class Hosts:
         if kind == "stop_reading":
             return self._memory(name, kind) or self._bystanders(name)
         if name in self.clients:
-            return "a client can only be paused" if kind == "kill" else self._emulated(name)
+            return "a client can only be paused" if kind == "kill" else None
         if name in self.servers:
             return None if self.servers[name].program == "builtin" else "only our own server can be stopped like that"
         return None if self.neighbours[name].traffic else "it sends no flood that could be stopped"
 
     def _memory(self, name: str, _: str) -> str | None:
-        return self._emulated(name) if name in self.clients else "it is not a swap client"
-
-    def _emulated(self, name: str) -> str | None:
-        return None if self.clients[name].host == "emulated" else "only an emulated client can"
+        return None if name in self.clients else "it is not a swap client"
 
     def has_file(self, name: str) -> bool:
         """Does a server keep what it serves in a file?"""

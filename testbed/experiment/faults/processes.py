@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import Any
@@ -26,7 +26,8 @@ StartAgain = Callable[[str], HostProcess]
 class Supervised:
     """A host in a process that may be paused and killed, and started again if there is a way to.
 
-    `last_word` makes what is to be said for a host that is killed, from the last counters it told.
+    `last_word` makes what is to be said for a host that is killed, from the last counters it told. What a fault inside
+    it had done by then is told when that fault ends; whoever starts in its place does not have it.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Supervised:
         self._set: dict[int, tuple[SetFault, float]] = {}
         self._said: list[Message] = []
         self._sample: Sample | None = None
+        self._did: dict[int, dict[str, int]] = {}
 
     def send(self, command: Command) -> bool:
         """Carry out faults of the process; everything else is for the host itself. False when it is gone."""
@@ -57,6 +59,9 @@ class Supervised:
             away = {"seconds": round(time.monotonic() - began, 3)}
             self._say("fault_cleared", command.number, away if fault.kind == "pause" else away | self._pid("new_pid"))
             return True
+        if isinstance(command, ClearFault) and self._process is None:
+            self._say("fault_cleared", command.number, self._did.get(command.number, {}))
+            return True
         return self._process is not None and self._process.send(command)
 
     def messages(self) -> list[Message]:
@@ -70,14 +75,17 @@ class Supervised:
         for message in said:
             if isinstance(message, Sample):
                 self._sample = message
-        self._said += said
+                self._did |= message.faults
+            elif isinstance(message, Event) and message.name == "fault_cleared":
+                message = replace(message, fields=self._did.get(message.fields["number"], {}) | message.fields)
+            self._said.append(message)
 
     def _pid(self, name: str = "pid") -> dict[str, Any]:
         """The process that there is, if there is one."""
         return {} if self._process is None else {name: self._process.pid}
 
-    def _say(self, name: str, number: int, did: dict[str, Any]) -> None:
-        self._said.append(Event(self.name, time.monotonic(), name, {"number": number} | did))
+    def _say(self, name: str, number: int, did: Mapping[str, Any]) -> None:
+        self._said.append(Event(self.name, time.monotonic(), name, {"number": number, **did}))
 
     def _pause(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.alive:

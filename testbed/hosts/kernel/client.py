@@ -7,6 +7,7 @@ may hang; this process does not, so that samples go on, and the last that the gu
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from multiprocess.connection import Connection
 
 from testbed.hosts.kernel import proc_text, steps
+from testbed.hosts.kernel.faults import GuestFaults
 from testbed.hosts.kernel.guest import SAMPLER, SAMPLER_OF_MEMORY, Guest
 from testbed.hosts.kernel.image import KernelImage
 from testbed.hosts.kernel.mconsole import ask
@@ -24,7 +26,7 @@ from testbed.hosts.kernel.pulse import Pulse
 from testbed.hosts.kernel.records import Record
 from testbed.hosts.kernel.report import Account, Wire, Work, kernel_report
 from testbed.hosts.kernel.uml import Machine, root_directory
-from testbed.hosts.messages import Event, Finished, Ready, Sample, Shutdown, StartWorkload
+from testbed.hosts.messages import ClearFault, Event, Finished, Ready, Sample, SetFault, Shutdown, StartWorkload
 from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
@@ -35,6 +37,8 @@ SAMPLE_INTERVAL = 0.1
 BOOT_S, STEP_S, ENDING_S, FRESH_S, MCONSOLE_S, POWER_OFF_S = 20.0, 10.0, 5.0, 1.0, 2.0, 2.0
 SILENT_S = 1.0
 """After so long without a word the guest's tasks are taken to be waiting, as its samplers are."""
+KILLED_BY: dict[int, str] = {signal.SIGKILL: "the OOM killer", signal.SIGBUS: "SIGBUS"}
+"""Nobody else sends them to a task."""
 MEMORY = "meminfo"
 """The source that tells how much memory is free."""
 PACKET_BUFFER = 1 << 20
@@ -72,6 +76,8 @@ class KernelClient:
         self.pulse = Pulse()
         self.work = Work(None, None, {}, {})
         self.lowest_free: int | None = None
+        self.reconnects = 0
+        self.killed: dict[str, str] = {}
         self.swapping = False
         self.stopping = False
         self.panic: str | None = None
@@ -87,12 +93,13 @@ class KernelClient:
         machine = Machine(spec.image.path, spec.parameters, plan.memory, WIRE, mac, mtu, plan.ring)
         self.guest = Guest(machine, spec.directory, spec.console)
         try:
-            self.guest.answer("boot", BOOT_S)
+            self.guest.booted(BOOT_S)
             self._wire_before = self._wire_packets()
             for line in steps.setup(plan, spec.neighbours, modules):
                 self.guest.do(line, STEP_S)
                 if line.startswith("up "):
                     self.packets = PacketSocket(self.guest.uml.pid, PACKET_BUFFER)
+            self.faults = GuestFaults(plan, self.guest, self._event)
             yield self
         finally:
             self.guest.close()
@@ -122,17 +129,32 @@ class KernelClient:
         if isinstance(command, StartWorkload):
             self.work = Work(time.monotonic(), None, self._cpu_seconds(), {})
             self.guest.tell(steps.workload(self.plan, self.spec.seed))
+        elif isinstance(command, SetFault):
+            self.faults.set(command)
+        elif isinstance(command, ClearFault):
+            self.faults.clear(command.number)
         elif isinstance(command, Shutdown):
             self.stopping = True
 
     def _happened(self, record: Record) -> None:
-        if record.name == "workload_ended":
-            finished, _killed = record.text.split()
-            self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
-            self._event("workload_ended", {"finished_tasks": int(finished)})
-        else:
-            task, page = record.text.split()
-            self._event(record.name, {"task": f"touch{task}", "page": int(page)})
+        numbers = [int(word) for word in record.text.split()]
+        match record.name:
+            case "workload_ended":
+                self.work = Work(self.work.started, time.monotonic(), self.work.cpu_before, self._cpu_seconds())
+                self._event("workload_ended", {"finished_tasks": numbers[0]})
+            case "task_killed":
+                task, why = f"touch{numbers[0]}", KILLED_BY.get(numbers[1], f"signal {numbers[1]}")
+                self.killed[task] = why
+                self._event("task_killed", {"task": task, "why": why})
+            case "corrupt_page":
+                self._event("corrupt_page", {"task": f"touch{numbers[0]}", "page": numbers[1]})
+            case "nbd_connection_lost":
+                self._event("nbd_connection_lost", {"connection": numbers[0]})
+            case "nbd_reconnected":
+                self.reconnects += 1
+                attempts, milliseconds = numbers
+                fields = {"connection": 0, "seconds": milliseconds / 1000, "attempts": attempts}
+                self._event("nbd_reconnected", fields)
 
     def _panicked(self) -> None:
         """The guest has given up: no task runs again. One that panics while it has no memory may not even end."""
@@ -182,6 +204,7 @@ class KernelClient:
         return self.work.started is not None and self.work.ended is None
 
     def _conclude(self) -> dict[str, Any]:
+        self.faults.close()
         hang = self._look_at_hang() if self._at_work else None
         disorder = None if hang else self._end_in_order()
         wire = self._last_frames()
@@ -198,6 +221,8 @@ class KernelClient:
                 panic=self.panic,
                 hang=hang,
                 disorder=disorder,
+                reconnects=self.reconnects,
+                killed=self.killed,
             )
         )
 

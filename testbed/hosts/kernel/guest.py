@@ -1,6 +1,7 @@
 """A guest that obeys: what it says is sorted into counters, log and the rest; what it is told is answered, or not.
 
-Nobody waits for a guest without a deadline: it may hang, which is what it is there for.
+It carries out one line after the other, and answers in that order. Nobody waits for a guest without a deadline: it may
+hang, which is what it is there for.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,15 @@ from testbed.lab.errors import LabError
 
 SAMPLER, SAMPLER_OF_MEMORY = "progress", "vmstat"
 """The first source of each of the guest's two samplers."""
-ANSWERS = ("booted", "done", "failed")
-EVENTS = ("workload_ended", "corrupt_page")
+FAILED = "failed"
+ANSWERS = ("booted", "done", FAILED)
+EVENTS = ("workload_ended", "task_killed", "corrupt_page", "nbd_connection_lost", "nbd_reconnected")
 CHUNK = 1 << 16
 LAST_WORDS = 4096
 """Bytes of the console that are kept for an error message."""
+
+Answered = Callable[[Record], object]
+"""What becomes of an answer: "failed" with the reason, or another with what there is to tell, if anything."""
 
 
 class Guest:
@@ -37,7 +44,8 @@ class Guest:
         self._records = RecordReader()
         self._log = log.open("ab")
         self._last_words = b""
-        self._answers: list[Record] = []
+        self._boot: list[Record] = []
+        self._unanswered: deque[Answered] = deque([self._boot.append])
         self.uml = UserModeLinux(machine, directory)
         self._lines = [self.uml.console, self.uml.control]
 
@@ -49,23 +57,28 @@ class Guest:
             self._take_console()
         return self._take_records() if self.uml.control in ready else []
 
-    def tell(self, line: str) -> None:
+    def booted(self, seconds: float) -> None:
+        """Wait until it is up. Raises LabError if it is not in time."""
+        self._await(self._boot, "boot", seconds)
+
+    def tell(self, line: str, answered: Answered = lambda _: None) -> None:
         """Give it a line to carry out, whether or not it ever will. Raises LabError when it has ended."""
         try:
             self.uml.control.sendall(line.encode() + b"\n")
         except OSError as error:
             raise LabError(f"the guest has ended: {self.last_line()}") from error
+        self._unanswered.append(answered)
 
     def do(self, line: str, seconds: float) -> list[Record]:
         """Have it carry out a line; returns what it said meanwhile. Raises LabError if it does not, or not in time."""
-        self.tell(line)
-        return self.answer(line, seconds)
+        answers: list[Record] = []
+        self.tell(line, answers.append)
+        return self._await(answers, line, seconds)
 
-    def answer(self, doing: str, seconds: float) -> list[Record]:
-        """Wait for its next answer, as `do` does."""
+    def _await(self, answers: list[Record], doing: str, seconds: float) -> list[Record]:
         deadline = time.monotonic() + seconds
         said: list[Record] = []
-        while not self._answers:
+        while not answers:
             if not self.uml.alive:
                 self.pump(0.0)
                 raise LabError(f"User Mode Linux ended ({doing}): {self.last_line()}")
@@ -73,9 +86,8 @@ class Guest:
             if left <= 0:
                 raise LabError(f"the guest did not answer within {seconds:g} s ({doing}): {self.last_line()}")
             said += self.pump(min(left, 0.1))
-        answer = self._answers.pop(0)
-        if answer.name == "failed":
-            raise LabError(f"the guest could not carry out {doing!r}: {answer.text}")
+        if answers[0].name == FAILED:
+            raise LabError(f"the guest could not carry out {doing!r}: {answers[0].text}")
         return said
 
     def last_line(self) -> str:
@@ -122,7 +134,7 @@ class Guest:
         now = time.monotonic()
         for record in self._records.feed(self._receive(self.uml.control)):
             if record.name in ANSWERS:
-                self._answers.append(record)
+                self._unanswered.popleft()(record)
             elif record.name in EVENTS:
                 others.append(record)
             else:

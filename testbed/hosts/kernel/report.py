@@ -48,7 +48,8 @@ class Work:
 @dataclass(frozen=True, slots=True)
 class Account:
     """All that there is to tell. `lowest_free` is in pages; `hang` is evidence of one, `disorder` why it did not come
-    to an orderly end."""
+    to an orderly end, `reconnects` how often another connection took the place of one to the server, `killed` which
+    task was killed by what."""
 
     plan: ClientPlan
     image: KernelImage
@@ -61,6 +62,8 @@ class Account:
     panic: str | None
     hang: dict[str, Any] | None
     disorder: str | None
+    reconnects: int
+    killed: dict[str, str]
 
 
 def kernel_report(account: Account) -> dict[str, Any]:
@@ -145,6 +148,7 @@ def _swap(account: Account, counters: dict[str, int]) -> dict[str, Any]:
         "pages_in": pages_in,
         "pages_out": pages_out,
         "corrupt": counters["corrupt"],
+        "nbd_reconnects": account.reconnects,
         "max_gap_s": account.pulse.max_gap_s,
         "mib_per_s": moved / seconds if seconds else 0.0,
         "seconds": seconds,
@@ -162,7 +166,7 @@ def _memory(account: Account) -> dict[str, int]:
     }
 
 
-def _workload(account: Account) -> dict[str, int]:
+def _workload(account: Account) -> dict[str, Any]:
     progress = account.counters.progress
     return {
         "tasks": progress.get("tasks", 0),
@@ -172,6 +176,7 @@ def _workload(account: Account) -> dict[str, int]:
         "touches": progress.get("touches", 0),
         "checked": progress.get("checked", 0),
         "corrupt": progress.get("corrupt", 0),
+        "killed": account.killed,
     }
 
 

@@ -6,6 +6,7 @@ A plan that asks for what a kernel host has not is refused here, before anything
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def unsupported(plan: ClientPlan) -> str | None:
         "copybreak": (plan.copybreak, 0),
         "tap": (plan.tap, None),
         "gro": (plan.gro, False),
+        "nbd_connections": (plan.nbd_connections, 1),
+        "tls": (plan.tls, None),
         "same_host": (plan.swap.same_host is not None, False),
     }
     for name, (value, only) in differences.items():
@@ -65,7 +68,8 @@ def setup(plan: ClientPlan, neighbours: Iterable[tuple[str, str]], modules: Iter
     swap = plan.swap
     send_buffer = plan.send_buffer or tcp_send_limit(plan.memory // PAGE_SIZE)
     buffers = f"{plan.receive_buffer or 0} {send_buffer}"
-    yield f"swap {swap.address} {swap.port} {swap.bytes} {buffers} {swap.export}".rstrip()
+    timeouts = f"{_whole(plan.nbd_timeout)} {_whole(plan.nbd_dead_conn_timeout)}"
+    yield f"swap {swap.address} {swap.port} {swap.bytes} {buffers} {timeouts} {swap.export}".rstrip()
     yield "sample"
 
 
@@ -82,6 +86,11 @@ def ending() -> Iterator[str]:
     yield "unswap"
     yield f"down {INTERFACE}"
     yield "last"
+
+
+def _whole(seconds: float | None) -> int:
+    """The driver's timeouts are whole seconds, 0 for none."""
+    return math.ceil(seconds or 0.0)
 
 
 def _neighbour_timeout(seconds: float) -> Iterator[str]:

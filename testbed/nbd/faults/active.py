@@ -46,6 +46,10 @@ class ActiveFault:
         self.acted += 1
         return True
 
+    def did(self) -> dict[str, int]:
+        """How many requests it looked at, and how many of them it picked."""
+        return {"requests_seen": self.seen, "requests_picked": self.acted}
+
 
 class ActiveFaults:
     """Faults by their number, in the order in which they were set."""
@@ -67,14 +71,18 @@ class ActiveFaults:
     def clear(self, number: int) -> dict[str, int]:
         """End it; whoever waits because of it goes on. A number that is not set is no error.
 
-        Returns what it did: how many requests it looked at, and how many of them it picked.
+        Returns what it did, nothing for such a number.
         """
         with self._changed:
             fault = self._forget(number)
             self.acting = bool(self._faults)
             self._changed.notify_all()
-        seen, acted = (0, 0) if fault is None else (fault.seen, fault.acted)
-        return {"requests_seen": seen, "requests_picked": acted}
+        return {} if fault is None else fault.did()
+
+    def did(self) -> dict[int, dict[str, int]]:
+        """What each that acts has done so far, by its number."""
+        with self._changed:
+            return {number: fault.did() for number, fault in self._faults.items()}
 
     def close(self) -> None:
         """Nobody waits any longer, now or later."""

@@ -33,7 +33,13 @@ def account(image: KernelImage = BUILT, wire: Wire = WIRE, texts: Mapping[str, s
         counters.take(source, text)
     plan = client_plan()
     work = Work(10.0, 44.0, {"user": 0.1, "system": 1.0}, {"user": 0.2, "system": 30.9})
-    return Account(plan, image, ("testbed.x=0",), counters, Pulse(), wire, work, 91, None, None, None)
+    return Account(plan, image, ("testbed.x=0",), counters, Pulse(), wire, work, 91, None, None, None, 0, {})
+
+
+def test_the_result_says_what_killed_which_task_and_how_often_nbd_was_connected_again() -> None:
+    killed = {"touch3": "the OOM killer", "touch5": "SIGBUS"}
+    result = client_result("client", kernel_report(replace(account(), killed=killed, reconnects=2)))
+    assert (result.swap.nbd_reconnects, result.workload.killed) == (2, killed)
 
 
 def evidence(report: dict[str, Any], **fields: Any) -> ClientEvidence:

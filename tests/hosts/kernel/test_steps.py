@@ -11,6 +11,7 @@ from testbed import Bystander, LinearTouch, NbdServer, Neighbour, SwapClient, To
 from testbed.experiment.plan import resolve
 from testbed.hosts.kernel import steps
 from testbed.hosts.plan import ClientPlan
+from testbed.nbd.client_tls import TlsFiles
 from testbed.net.tcp_init import tcp_send_limit
 
 
@@ -35,7 +36,7 @@ def test_setup_gives_the_guest_its_address_reserve_sockets_and_swap_in_this_orde
     assert "neighbour vec0 10.0.0.1 02:00:0a:00:00:01" in lines
     assert f"socket faulting {plan.bystanders[0].port} {1 << 20}" in lines
     send_buffer = tcp_send_limit(plan.memory // 4096)
-    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {send_buffer}" in lines
+    assert f"swap {plan.swap.address} {plan.swap.port} {plan.swap.bytes} 0 {send_buffer} 0 0" in lines
 
 
 def test_udp_mem_holds_what_the_bystanders_may() -> None:
@@ -57,6 +58,12 @@ def test_settings_reach_the_guest(options: dict[str, Any], line: str) -> None:
     assert line in list(steps.setup(client_plan(**options), [], []))
 
 
+def test_the_timeouts_of_nbd_are_whole_seconds() -> None:
+    plan = client_plan(nbd_timeout=0.5, nbd_dead_conn_timeout=60)
+    line = next(line for line in steps.setup(plan, [], []) if line.startswith("swap "))
+    assert line.split()[6:8] == ["1", "60"]
+
+
 def test_the_workload_takes_turns_as_the_emulated_one_does() -> None:
     assert steps.workload(client_plan(), 77) == "workload 8 65536 2 8 77"
 
@@ -70,6 +77,8 @@ def test_the_workload_takes_turns_as_the_emulated_one_does() -> None:
         ({"copybreak": 256}, "copybreak"),
         ({"tap": "1M"}, "tap"),
         ({"gro": True}, "gro"),
+        ({"nbd_connections": 2}, "nbd_connections"),
+        ({"tls": TlsFiles("ca.pem")}, "tls"),
         ({"bystanders": [Bystander(reader="corked")]}, "corked"),
         ({"bystanders": [Bystander(protocol="tcp")]}, "TCP"),
     ],

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 struct progress *progress;
+char result[64];
 
 static const struct {
 	const char *name;
@@ -22,9 +23,11 @@ static const struct {
 	{ "down", take_down },		{ "neighbour", add_neighbour },	 { "socket", open_socket },
 	{ "swap", connect_swap },	{ "unswap", disconnect_swap },	 { "sample", start_samplers },
 	{ "last", sample_once },	{ "workload", start_workload },	 { "drain", drain_sockets },
+	{ "inflate", inflate },		{ "deflate", deflate },
+	{ "stop_reading", stop_reading }, { "read_again", read_again },
 };
 
-static void set_oom_score_adj(const char *value)
+void set_oom_score_adj(const char *value)
 {
 	FILE *file = fopen("/proc/self/oom_score_adj", "w");
 
@@ -58,6 +61,7 @@ static void carry_out(char *line)
 	char *arguments = line + strcspn(line, " ");
 	const char *failure = "no such command";
 
+	*result = 0;
 	if (*arguments)
 		*arguments++ = 0;
 	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
@@ -66,7 +70,7 @@ static void carry_out(char *line)
 	if (failure)
 		event("failed", "%s: %s", line, failure);
 	else
-		event("done", "%s", line);
+		event("done", "%s", result);
 }
 
 static void end(void)

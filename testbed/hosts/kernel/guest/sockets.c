@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,7 +17,10 @@
 #define PAGES_PER_READ 4
 #define DATAGRAMS_AT_ONCE 64
 
-static int sockets[MOST_SOCKETS];
+static struct {
+	int fd, port;
+	pid_t reader;
+} sockets[MOST_SOCKETS];
 
 static int take(int fd, volatile unsigned long *received, int most)
 {
@@ -75,9 +79,10 @@ const char *open_socket(char *arguments)
 	if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &buffer, sizeof buffer) ||
 	    bind(fd, (struct sockaddr *)&here, sizeof here))
 		return reason("port %d: %s", port, strerror(errno));
-	sockets[number] = fd;
+	sockets[number].fd = fd;
+	sockets[number].port = port;
 	progress->sockets++;
-	if (!strcmp(reader, "never") || fork())
+	if (!strcmp(reader, "never") || (sockets[number].reader = fork()))
 		return NULL;
 	if (!strcmp(reader, "prompt"))
 		read_promptly(fd, &progress->received[number]);
@@ -90,6 +95,28 @@ const char *drain_sockets(char *arguments)
 {
 	(void)arguments;
 	for (unsigned long i = 0; i < progress->sockets; i++)
-		take(sockets[i], &progress->received[i], 1 << 30);
+		take(sockets[i].fd, &progress->received[i], 1 << 30);
 	return NULL;
+}
+
+static const char *signal_reader(const char *arguments, int number)
+{
+	int port = atoi(arguments);
+
+	for (unsigned long i = 0; i < progress->sockets; i++)
+		if (sockets[i].port == port && sockets[i].reader > 0 && !kill(sockets[i].reader, number))
+			return NULL;
+	return reason("nobody reads from port %d", port);
+}
+
+/* stop_reading PORT: whoever reads from it is stopped, in the midst of whatever it does. */
+const char *stop_reading(char *arguments)
+{
+	return signal_reader(arguments, SIGSTOP);
+}
+
+/* read_again PORT */
+const char *read_again(char *arguments)
+{
+	return signal_reader(arguments, SIGCONT);
 }

@@ -1,4 +1,7 @@
-/* The swap area: an NBD connection of our own making, handed to the kernel's driver; mkswap; swapon. */
+/*
+ * The swap area: an NBD connection of our own making, handed to the kernel's driver; mkswap; swapon. The process that
+ * made the connection makes another when it dies, and tries for as long as the device is there.
+ */
 #define _GNU_SOURCE
 #include "guest.h"
 
@@ -6,32 +9,35 @@
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/fs.h>
-#include <linux/nbd.h>
 #include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/swap.h>
-#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define DEVICE "/dev/nbd0"
 #define NBD_FLAG_FIXED_NEWSTYLE 1
 #define NBD_FLAG_NO_ZEROES 2
 #define NBD_OPT_EXPORT_NAME 1
-#define BLOCK 4096
+#define PATIENCE_S 5
+#define RETRY_MS 100
+#define RETRY_MOST_MS 2000
 
 static const uint64_t IHAVEOPT = 0x49484156454f5054ULL;
 
 struct area {
 	char address[32], export[256];
 	int port, rcvbuf, sndbuf;
-	unsigned long bytes;
+	struct device device;
 };
+
+static pid_t connector;
 
 static int all(int fd, void *data, size_t length, int writing)
 {
@@ -70,6 +76,15 @@ static const char *negotiate(int fd, const char *export, uint64_t *size, uint16_
 	return NULL;
 }
 
+/* Whoever does not answer in time is given up, until the driver has the socket, which has timeouts of its own. */
+static void be_patient(int fd, int seconds)
+{
+	struct timeval patience = { .tv_sec = seconds };
+
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+}
+
 static const char *connect_to(const struct area *area, int *fd)
 {
 	struct sockaddr_in server = { .sin_family = AF_INET, .sin_port = htons(area->port) };
@@ -82,33 +97,76 @@ static const char *connect_to(const struct area *area, int *fd)
 	if (area->sndbuf)
 		setsockopt(*fd, SOL_SOCKET, SO_SNDBUFFORCE, &(int){ area->sndbuf / 2 }, sizeof(int));
 	setsockopt(*fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+	be_patient(*fd, PATIENCE_S);
 	if (connect(*fd, (struct sockaddr *)&server, sizeof server))
 		return reason("cannot connect to the swap server: %s", strerror(errno));
 	return NULL;
 }
 
-/* In a process of its own: hands the connection to the driver, and serves it until it ends. */
-static const char *serve(const struct area *area, int answer)
+/* A connection that is ready to be handed to the driver, and what the server says of its export. */
+static const char *open_connection(const struct area *area, int *fd, uint64_t *size, uint16_t *flags)
 {
+	const char *failure = connect_to(area, fd);
+
+	if (!failure)
+		failure = negotiate(*fd, area->export, size, flags);
+	if (!failure && *size < area->device.bytes)
+		failure = reason("the export has %lu bytes, the swap area needs %lu", (unsigned long)*size,
+				 area->device.bytes);
+	be_patient(*fd, 0);
+	return failure;
+}
+
+static unsigned long now_ms(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000UL + now.tv_nsec / 1000000;
+}
+
+/* The driver has let go of the connection, or the server has: make another. */
+static int replace_connection(const struct area *area, int fd)
+{
+	unsigned long began = now_ms(), wait = RETRY_MS, attempts = 1;
 	uint64_t size;
 	uint16_t flags;
-	int fd, device = open(DEVICE, O_RDWR | O_CLOEXEC);
-	const char *failure;
 
-	if (device < 0)
-		return reason(DEVICE ": %s", strerror(errno));
-	if ((failure = connect_to(area, &fd)) || (failure = negotiate(fd, area->export, &size, &flags)))
+	close(fd);
+	event("nbd_connection_lost", "0");
+	while (open_connection(area, &fd, &size, &flags) || nbd_replace(fd)) {
+		close(fd);
+		usleep(wait * 1000);
+		wait = 2 * wait < RETRY_MOST_MS ? 2 * wait : RETRY_MOST_MS;
+		attempts++;
+	}
+	event("nbd_reconnected", "%lu %lu", attempts, now_ms() - began);
+	return fd;
+}
+
+/*
+ * In a process of its own: hands a connection to the driver, and another when that has died, if requests wait for one.
+ */
+static const char *serve(struct area *area, int said)
+{
+	struct pollfd connection = { .events = POLLRDHUP };
+	uint64_t size;
+	uint16_t flags;
+	int error;
+	const char *failure = open_connection(area, &connection.fd, &size, &flags);
+
+	if (failure)
 		return failure;
-	if (size < area->bytes)
-		return reason("the export has %lu bytes, the swap area needs %lu", (unsigned long)size, area->bytes);
-	if (ioctl(device, NBD_SET_BLKSIZE, (unsigned long)BLOCK) ||
-	    ioctl(device, NBD_SET_SIZE_BLOCKS, (unsigned long)(size / BLOCK)) ||
-	    ioctl(device, NBD_SET_FLAGS, (unsigned long)flags) || ioctl(device, NBD_SET_SOCK, fd))
-		return reason("the nbd driver refused: %s", strerror(errno));
-	close(answer);
-	ioctl(device, NBD_DO_IT);
-	ioctl(device, NBD_CLEAR_SOCK);
-	_exit(0);
+	area->device.bytes = size / PAGE * PAGE;
+	area->device.flags = flags;
+	if ((error = nbd_connect(&area->device, connection.fd)))
+		return reason("the nbd driver refused: %s", strerror(-error));
+	close(said);
+	while (!area->device.dead_conn_timeout)
+		pause();
+	for (;;)
+		if (poll(&connection, 1, -1) > 0)
+			connection.fd = replace_connection(area, connection.fd);
 }
 
 static int connected(void)
@@ -137,19 +195,19 @@ static int mkswap(unsigned long bytes)
 	return failed ? -1 : 0;
 }
 
-/* swap ADDRESS PORT BYTES RCVBUF SNDBUF [EXPORT] */
+/* swap ADDRESS PORT BYTES RCVBUF SNDBUF TIMEOUT DEAD_CONN_TIMEOUT [EXPORT] */
 const char *connect_swap(char *arguments)
 {
 	struct area area = { .export = "" };
 	static char said[256];
 	int answer[2];
 
-	if (sscanf(arguments, "%31s %d %lu %d %d %255s", area.address, &area.port, &area.bytes, &area.rcvbuf, &area.sndbuf,
-		   area.export) < 5)
-		return "swap ADDRESS PORT BYTES RCVBUF SNDBUF [EXPORT]";
+	if (sscanf(arguments, "%31s %d %lu %d %d %lu %lu %255s", area.address, &area.port, &area.device.bytes,
+		   &area.rcvbuf, &area.sndbuf, &area.device.timeout, &area.device.dead_conn_timeout, area.export) < 7)
+		return "swap ADDRESS PORT BYTES RCVBUF SNDBUF TIMEOUT DEAD_CONN_TIMEOUT [EXPORT]";
 	if (pipe(answer))
 		return strerror(errno);
-	if (!fork()) {
+	if (!(connector = fork())) {
 		const char *failure;
 
 		close(answer[0]);
@@ -164,24 +222,39 @@ const char *connect_swap(char *arguments)
 	close(answer[0]);
 	if (!connected())
 		return "the nbd driver did not start";
-	if (mkswap(area.bytes))
+	if (mkswap(area.device.bytes))
 		return reason("mkswap: %s", strerror(errno));
 	return swapon(DEVICE, 0) ? reason("swapon: %s", strerror(errno)) : NULL;
+}
+
+/* Whether a connection is still there, or its last frames may still come. */
+static int connection_left(void)
+{
+	FILE *file = fopen("/proc/net/tcp", "r");
+	char line[256];
+	unsigned state;
+	int left = 0;
+
+	while (file && fgets(line, sizeof line, file))
+		if (sscanf(line, "%*d: %*s %*s %x", &state) == 1 && state != TCP_TIME_WAIT)
+			left = 1;
+	if (file)
+		fclose(file);
+	return left;
 }
 
 /* unswap: as an orderly shutdown does. */
 const char *disconnect_swap(char *arguments)
 {
-	int device;
+	int error;
 
 	(void)arguments;
 	if (swapoff(DEVICE))
 		return reason("swapoff: %s", strerror(errno));
-	device = open(DEVICE, O_RDWR | O_CLOEXEC);
-	if (device < 0 || ioctl(device, NBD_DISCONNECT))
-		return reason("disconnect: %s", strerror(errno));
-	close(device);
-	for (int tries = 0; tries < 200 && !access("/sys/block/nbd0/pid", F_OK); tries++)
+	kill(connector, SIGKILL);
+	if ((error = nbd_disconnect()))
+		return reason("disconnect: %s", strerror(-error));
+	for (int tries = 0; tries < 200 && connection_left(); tries++)
 		usleep(10000);
 	return NULL;
 }

@@ -111,13 +111,17 @@ static void watch(unsigned long tasks, const pid_t *pids)
 	pid_t pid;
 
 	while (progress->finished + progress->killed < tasks && (pid = wait(&status)) > 0) {
-		for (unsigned long i = 0; i < tasks; i++)
-			if (pids[i] == pid)
-				progress->task[i].touching = 0;
-		if (WIFEXITED(status) && !WEXITSTATUS(status))
+		unsigned long i = 0;
+
+		while (i < tasks && pids[i] != pid)
+			i++;
+		progress->task[i].touching = 0;
+		if (WIFEXITED(status) && !WEXITSTATUS(status)) {
 			progress->finished++;
-		else
-			progress->killed++;
+			continue;
+		}
+		progress->killed++;
+		event("task_killed", "%lu %d", i, WIFSIGNALED(status) ? WTERMSIG(status) : 0);
 	}
 	event("workload_ended", "%lu %lu", progress->finished, progress->killed);
 	_exit(0);
