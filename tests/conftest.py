@@ -4,12 +4,16 @@ Skips are the plugin's (testbed/pytest_plugin.py); `root`, `program(name)` and `
 they need of it. On anybody's machine such a test is skipped. With TESTBED_REQUIRE_ALL=1 (CI) that is a failure, and so
 is a skip by the test itself, so that nothing passes because it was never run; what no CI can have is listed here by
 name.
+
+Tests may run on several workers (scripts/test has two). Those on sockets follow each other on one of them, so that what
+is judged by the time it takes shares the machine with computing at most.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -31,6 +35,18 @@ NOT_REQUIRED = {
     "netem": "a kernel may be built without it",
 }
 """Capabilities that CI may lack, and why."""
+
+ON_SOCKETS = (
+    "tests/integration/",
+    "tests/lab/",
+    "tests/hosts/",
+    "tests/nbd/test_interop.py",
+    "tests/experiment/test_pytest_plugin.py",
+    "tests/experiment/test_kernel_host_refusals.py",
+)
+"""How the names of tests begin that run one at a time."""
+BY_ITSELF = "tests/lab/test_netem_in_uml.py"
+"""A machine of its own, that nothing else is measured against."""
 
 
 def required_of_all() -> bool:
@@ -54,6 +70,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.needs(*names))
         for marker in item.iter_markers("kernel_image"):
             item.add_marker(pytest.mark.needs(*(f"kernel-{slab}" for slab in marker.args)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files are handed to workers whole, and all on sockets to the same. (`--dist loadgroup` groups nothing here:
+    pytest-xdist 3.8 sets `Item._nodeid`, which pytest 9.2 does not have.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRunAtATime(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "sockets" if file.startswith(ON_SOCKETS) and file != BY_ITSELF else file
+
+    return OneRunAtATime(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
