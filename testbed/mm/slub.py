@@ -8,7 +8,7 @@ slabs; whether it also tests those of the node's list depends on the kernel. A s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import chain
 
 from testbed.mm import slab_common
@@ -111,8 +111,8 @@ class KmemCache(slab_common.KmemCache):
             taken += self._take_all_listed(count - len(taken), allowed)
         if self._cpu_partial and len(taken) < count:
             taken += self._take_cpu_partial(count - len(taken), allowed)
-        if not self._cpu_partial and len(taken) < count and (allowed or not self._partial_pfmemalloc):
-            taken += self._take_partial(count - len(taken))
+        if not self._cpu_partial and len(taken) < count:
+            taken += self._take_partial(count - len(taken), allowed)
         while len(taken) < count and self._load_partial(allowed):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
             if self._cpu_partial and len(taken) < count:
@@ -187,47 +187,67 @@ class KmemCache(slab_common.KmemCache):
     def _take_cpu_partial(self, count: int, allowed: bool) -> list[Slab]:
         """What `_load_partial` and `_take_from_cpu_slab` would give of the CPU's own slabs, while they match."""
         self._deactivate()
-        cpu, pobjects = self._cpu_partial, self._pobjects
+        cpu = self._cpu_partial
         taken: list[Slab] = []
         slab: Slab | None = None
         while cpu and count and (allowed or not cpu[-1].pfmemalloc):
             if slab is not None:
                 slab.frozen = False
-            pobjects.pop()
             slab = cpu.pop()
             number = slab.free if slab.free < count else count
             slab.free -= number
             count -= number
             taken += [slab] * number
+        del self._pobjects[len(cpu) :]
         if slab is not None:
             self._cpu_slab = slab
             self.inuse += len(taken)
         return taken
 
-    def _take_partial(self, count: int) -> list[Slab]:
+    def _take_partial(self, count: int, allowed: bool) -> list[Slab]:
         """What loading slabs of the node's list would give, as long as all that is loaded together is used up."""
         self._deactivate()
-        partial, enough = self._partial, self.cpu_partial // 2
+        loaded: list[Slab] = []
+        loads = 0
+        if allowed or not self._partial_pfmemalloc or self._get_partial_match:
+            for together in self._loads(allowed):
+                free = sum([slab.free for slab in together])
+                if free >= count:
+                    break
+                count -= free
+                loads += 1
+                loaded.append(together[0])
+                loaded += together[:0:-1]
+        if self._partial_pfmemalloc and not allowed:
+            self._vmstat.slab_pfmemalloc_mismatch += loads
         taken: list[Slab] = []
-        while partial:
-            first = partial.popitem(last=False)[0]
-            more: list[Slab] = []
-            available = 0
-            while partial and available <= enough:
-                more.append(partial.popitem(last=False)[0])
-                available += more[-1].free
-            if first.free + available >= count - len(taken):
-                for slab in (*reversed(more), first):
-                    partial[slab] = None
-                    partial.move_to_end(slab, last=False)
-                break
-            for slab in (first, *reversed(more)):
-                taken += [slab] * slab.free
-                slab.free = 0
-                slab.partial = False
-                self._partial_pfmemalloc -= slab.pfmemalloc
+        for slab in loaded:
+            taken += [slab] * slab.free
+            slab.free = 0
+            self._del_partial(slab)
         self.inuse += len(taken)
         return taken
+
+    def _loads(self, allowed: bool) -> Iterator[list[Slab]]:
+        """What `get_partial_node` would take off the node's list, time after time: never an empty list.
+
+        The free objects of the first slab do not count towards how many the CPU should have (until 3.8).
+        """
+        passes_over = bool(self._partial_pfmemalloc) and self._get_partial_match and not allowed
+        enough = self.cpu_partial // 2
+        together: list[Slab] = []
+        available = 0
+        for slab in self._partial:
+            if passes_over and slab.pfmemalloc:
+                continue
+            if together:
+                available += slab.free
+            together.append(slab)
+            if available > enough:
+                yield together
+                together, available = [], 0
+        if together:
+            yield together
 
     def _load_partial(self, allowed: bool) -> bool:
         """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
@@ -247,36 +267,21 @@ class KmemCache(slab_common.KmemCache):
         return self._cpu_slab is not None or (len(self._partial) > 0 and self._get_partial_node(allowed))
 
     def _get_partial_node(self, allowed: bool) -> bool:
-        """`get_partial_node`: the first partial slab for the CPU slab, and some for the CPU's own list.
-
-        The free objects of the first do not count towards how many the CPU should have (until 3.8).
-        """
-        slabs: Iterable[Slab] = self._partial
+        """`get_partial_node`: the first partial slab for the CPU slab, and some for the CPU's own list."""
         if self._partial_pfmemalloc and self._get_partial_match and not allowed:
             self._vmstat.slab_pfmemalloc_mismatch += 1
-            slabs = (slab for slab in self._partial if not slab.pfmemalloc)
-        chosen: list[Slab] = []
-        pobjects: list[int] = []
-        available, enough = 0, self.cpu_partial // 2
-        offset = self._pobjects[-1] if self._pobjects else 0
-        for slab in slabs:
-            if chosen:
-                available += slab.free
-                pobjects.append(offset + available)
-            chosen.append(slab)
-            if available > enough:
-                break
-        if not chosen:
+        chosen = next(self._loads(allowed), None)
+        if chosen is None:
             return False
-        partial = self._partial
         for slab in chosen:
-            slab.partial = False
             slab.frozen = True
-            del partial[slab]
-            self._partial_pfmemalloc -= slab.pfmemalloc
+            self._del_partial(slab)
+        pobjects = self._pobjects[-1] if self._pobjects else 0
+        for slab in chosen[1:]:
+            pobjects += slab.free
+            self._pobjects.append(pobjects)
         self._cpu_slab = chosen[0]
         self._cpu_partial += chosen[1:]
-        self._pobjects += pobjects
         return True
 
     def _new_slab(self, gfp_mask: int, current: Task) -> Slab | None:

@@ -67,7 +67,8 @@ class Side:
 
     def state(self) -> Any:
         """Everything but the identity of slabs."""
-        free = self.machine.free, self.machine.node.vmstat.slab_misaligned_objects
+        vmstat = self.machine.node.vmstat
+        free = self.machine.free, vmstat.slab_misaligned_objects, vmstat.slab_pfmemalloc_mismatch
         reserve = [slab.pfmemalloc for slab in self.held]
         return free, reserve, lists_of(self.cache)
 
