@@ -20,6 +20,9 @@ from testbed.mm.stall import CongestionWait, ReclaimThrottle, Stall
 from testbed.mm.swap_state import SwapCache
 from testbed.mm.throttle import Throttle
 
+RESCHED_PAGES = 64
+"""Pages that a reclaimer looks at before it is somebody else's turn: about as many as tasks touch meanwhile."""
+
 
 class Vmscan:
     """Direct reclaim, and the scan that kswapd shares with it."""
@@ -97,8 +100,8 @@ class Vmscan:
     async def _shrink_anon_lists(
         self, lruvec: Lruvec, nr_active: int, nr_inactive: int, sc: ScanControl, reclaimed_before: int
     ) -> None:
-        """A cluster at a time, and then the processor is somebody else's: reclaim has no larger share than a task."""
         enough = reclaimed_before + sc.nr_to_reclaim if sc.priority < DEF_PRIORITY else 1 << 62
+        resched_at = RESCHED_PAGES
         while nr_inactive > 0:
             if nr_active > 0:
                 if lruvec.inactive_anon_is_low():
@@ -108,7 +111,8 @@ class Vmscan:
             nr_inactive -= SWAP_CLUSTER_MAX
             if sc.nr_reclaimed >= enough:
                 break
-            if nr_inactive > 0:
+            if sc.nr_taken >= resched_at:
+                resched_at += RESCHED_PAGES
                 await asyncio.sleep(0)
 
     def shrink_file_list(self, lruvec: Lruvec, nr_to_scan: int, sc: ScanControl) -> None:
