@@ -134,6 +134,24 @@ class ClientHandshake:
         self.received(b"")
 
     def _negotiate(self) -> Needs:
+        server_flags = yield from self._greeting()
+        fixed = bool(server_flags & HandshakeFlag.NBD_FLAG_FIXED_NEWSTYLE)
+        no_zeroes = bool(server_flags & HandshakeFlag.NBD_FLAG_NO_ZEROES)
+        client_flags = ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE * fixed | ClientFlag.NBD_FLAG_C_NO_ZEROES * no_zeroes
+        self._output += client_flags.to_bytes(4, "big")
+
+        if self._tls:
+            yield from self._starttls(fixed)
+        if self._goal is Option.NBD_OPT_GO:
+            yield from self._choose_export(fixed, no_zeroes)
+        elif fixed:
+            yield from self._ask()
+            self._option(Option.NBD_OPT_ABORT)
+        else:
+            raise NbdError("the NBD server is too old to be asked about its exports")
+
+    def _greeting(self) -> Generator[int, bytes, int]:
+        """The server's handshake flags."""
         magic = int.from_bytes((yield 8), "big")
         if magic != NBDMAGIC:
             raise NbdError("the peer is not an NBD server")
@@ -142,31 +160,21 @@ class ClientHandshake:
             raise NbdError("the NBD server speaks only the oldstyle handshake")
         if style != IHAVEOPT:
             raise NbdError("the peer is not an NBD server")
-        server_flags = int.from_bytes((yield GREETING.size - 16), "big")
-        fixed = bool(server_flags & HandshakeFlag.NBD_FLAG_FIXED_NEWSTYLE)
-        no_zeroes = bool(server_flags & HandshakeFlag.NBD_FLAG_NO_ZEROES)
-        client_flags = ClientFlag.NBD_FLAG_C_FIXED_NEWSTYLE * fixed | ClientFlag.NBD_FLAG_C_NO_ZEROES * no_zeroes
-        self._output += client_flags.to_bytes(4, "big")
+        return int.from_bytes((yield GREETING.size - 16), "big")
 
-        if self._tls:
-            yield from self._starttls(fixed)
-        if not fixed and self._goal is not Option.NBD_OPT_GO:
-            raise NbdError("the NBD server is too old to be asked about its exports")
-        match self._goal:
-            case Option.NBD_OPT_LIST:
-                yield from self._list()
-                self._option(Option.NBD_OPT_ABORT)
-            case Option.NBD_OPT_ABORT:
-                self._option(Option.NBD_OPT_ABORT)
-            case Option.NBD_OPT_INFO:
-                if not (yield from self._go(Option.NBD_OPT_INFO)):
-                    raise NbdError("the NBD server does not know NBD_OPT_INFO")
-                self._option(Option.NBD_OPT_ABORT)
-            case _:
-                if fixed and self._ask_structured_replies:
-                    yield from self._structured_reply()
-                if not fixed or not (yield from self._go(Option.NBD_OPT_GO)):
-                    yield from self._export_name(no_zeroes)
+    def _choose_export(self, fixed: bool, no_zeroes: bool) -> Needs:
+        """After this comes transmission."""
+        if fixed and self._ask_structured_replies:
+            yield from self._structured_reply()
+        if not fixed or not (yield from self._go(Option.NBD_OPT_GO)):
+            yield from self._export_name(no_zeroes)
+
+    def _ask(self) -> Needs:
+        """What the caller wants to know, which with NBD_OPT_ABORT is nothing."""
+        if self._goal is Option.NBD_OPT_LIST:
+            yield from self._list()
+        elif self._goal is Option.NBD_OPT_INFO and not (yield from self._go(Option.NBD_OPT_INFO)):
+            raise NbdError("the NBD server does not know NBD_OPT_INFO")
 
     def _starttls(self, fixed: bool) -> Needs:
         if not fixed:

@@ -7,9 +7,9 @@ client that does not read its replies is not read from either.
 
 import socket
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from testbed.nbd.constants import SIMPLE_REPLY, NbdErrno
+from testbed.nbd.constants import NbdErrno
 from testbed.nbd.export import Export
 from testbed.nbd.faults.active import ActiveFaults, HangUp
 from testbed.nbd.faults.faulty import FaultyTransmission
@@ -33,11 +33,11 @@ from testbed.nbd.transmission import Reply, ServerStatistics, Transmission
 
 IOV_MAX = 1024
 MAX_PIECES = 1000  # with room for one more simple reply
-MAX_BATCH = GATHERED  # bytes of replies gathered before they are sent
-HEADER = SIMPLE_REPLY.size
+MAX_BATCH = GATHERED  # bytes of data gathered before they are sent
 HANDSHAKE_TIMEOUT = 30.0  # seconds that a client may be silent before it has chosen an export
 
 Log = Callable[[str], None]
+Turn = ExportChosen | StartTls | Disconnect | Violation
 
 
 class Connection:
@@ -98,67 +98,59 @@ class Connection:
             self._sock.sendall(self._faults.option_reply(self._protocol.data_to_send()))
         if self._faults.acting or self._careful or self.stopping:
             return self._carry_out_with_care(events)
+        following = iter(events)
+        while (turn := self._transmit(following)) is not None:
+            if not self._turn(turn):
+                return False
+        return True
+
+    def _transmit(self, events: Iterator[Event]) -> Turn | None:
+        """Carry out and answer requests until the connection is to enter another phase."""
         sock, transmission, statistics = self._sock, self._transmission, self._statistics
-        export, undivided = transmission.export, transmission.undivided
-        data_header, more_header = transmission.data_header, transmission.data_header_size - HEADER
+        export, undivided, data_header = transmission.export, transmission.undivided, transmission.data_header
         pieces: Reply = []
-        gathered = 0  # bytes in pieces
+        gathered = 0  # bytes of data in pieces
+        turn = None
         for event in events:
-            if isinstance(event, Read) and 0 < event.length < undivided:
-                handle, offset, length = event
-                try:
+            try:
+                if isinstance(event, Read) and 0 < event.length < undivided:
+                    handle, offset, length = event
                     data = export.read(offset, length)
-                except OSError as failure:
-                    pieces += transmission.fail(handle, failure)
-                    gathered += len(pieces[-1]) - HEADER
-                else:
                     pieces += data_header(handle, offset, length), data
-                    gathered += length + more_header
+                    gathered += length
                     statistics.reads += 1
                     statistics.bytes_read += length
-            elif isinstance(event, Write):
-                handle, offset, data, fua = event
-                try:
+                elif isinstance(event, Write):
+                    handle, offset, data, fua = event
                     if self._failed and handle in self._failed:
                         raise self._failed.pop(handle)
                     export.commit(offset, data)
                     if fua:
                         export.flush()
-                except OSError as failure:
-                    pieces += transmission.fail(handle, failure)
-                    gathered += len(pieces[-1]) - HEADER
-                else:
                     pieces.append(simple_reply(handle))
                     statistics.writes += 1
                     statistics.bytes_written += len(data)
-            elif isinstance(event, WritePart):
-                self._store_part(event)
-                continue
-            elif isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
-                _send(sock, pieces, gathered)
-                pieces, gathered = [], 0
-                if not self._turn(event):
-                    return False
-                sock, transmission = self._sock, self._transmission
-                export, undivided = transmission.export, transmission.undivided
-                data_header, more_header = transmission.data_header, transmission.data_header_size - HEADER
-                continue
-            else:
-                reply = transmission.answer(event)
-                pieces += reply
-                gathered += sum(map(len, reply)) - HEADER
-            gathered += HEADER
+                elif isinstance(event, WritePart):
+                    self._store_part(event)
+                elif isinstance(event, Turn):
+                    turn = event
+                    break
+                else:
+                    reply = transmission.answer(event)
+                    pieces += reply
+                    gathered += sum(map(len, reply))
+            except OSError as failure:
+                pieces += transmission.fail(handle, failure)
             if gathered >= MAX_BATCH or len(pieces) >= MAX_PIECES:
-                _send(sock, pieces, gathered)
+                _send(sock, pieces)
                 pieces, gathered = [], 0
-        if pieces:
-            _send(sock, pieces, gathered)
-        return True
+        _send(sock, pieces)
+        return turn
 
     def _carry_out_with_care(self, events: list[Event]) -> bool:
         """The same while faults act, or while the server stops: one after the other, each reply by itself."""
         for event in events:
-            if isinstance(event, ExportChosen | StartTls | Disconnect | Violation):
+            if isinstance(event, Turn):
                 if not self._turn(event):
                     return False
             elif isinstance(event, WritePart):
@@ -188,7 +180,7 @@ class Connection:
         except OSError as failure:
             self._failed[part.handle] = failure
 
-    def _turn(self, event: ExportChosen | StartTls | Disconnect | Violation) -> bool:
+    def _turn(self, event: Turn) -> bool:
         """The connection enters another phase; False if that is its end."""
         if isinstance(event, ExportChosen):
             self._serve_export(self._exports[event.name])
@@ -219,8 +211,9 @@ def _aside(offset: int, length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
-def _send(sock: socket.socket | TlsStream, pieces: Reply, length: int) -> None:
-    """All of `pieces`, `length` bytes together, however many calls it takes."""
+def _send(sock: socket.socket | TlsStream, pieces: Reply) -> None:
+    """All of `pieces`, however many calls it takes."""
+    length = sum(map(len, pieces))
     while length:
         sent = sock.sendmsg(pieces if len(pieces) <= IOV_MAX else pieces[:IOV_MAX])
         length -= sent

@@ -7,11 +7,7 @@ the same clock: those tests compare counts, shares and medians.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -23,6 +19,7 @@ from testbed.hosts.kernel.catalogue import images
 from testbed.hosts.kernel.image import KernelImage
 from testbed.hosts.kernel.uml import memory_directory
 from testbed.hosts.server_program import OWN_PIDS
+from tests.hosts.kernel.booting import boot
 from tests.lab import test_netem
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -62,7 +59,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     if image is None:
         pytest.skip("needs netem: neither this kernel nor a User Mode Linux has sch_netem: apt install user-mode-linux")
     directory = tmp_path_factory.mktemp("guest")
-    said = boot(image, directory)
+    said = run_agreements(image, directory)
     assert (directory / RESULTS).exists(), said
     found: dict[str, list[str]] = {}
     for case in ElementTree.parse(directory / RESULTS).iter("testcase"):
@@ -75,8 +72,8 @@ def has_modules(image: KernelImage) -> bool:
     return image.modules is not None and all((image.modules / each).exists() for each in MODULES)
 
 
-def boot(image: KernelImage, directory: Path) -> str:
-    """What a guest prints that runs the tests and leaves their results in `directory`; all of it ends with this."""
+def run_agreements(image: KernelImage, directory: Path) -> str:
+    """What a guest prints that runs the tests and leaves their results in `directory`."""
     assert image.modules is not None
     init = directory / "init"
     init.write_text(
@@ -90,22 +87,8 @@ def boot(image: KernelImage, directory: Path) -> str:
         )
     )
     init.chmod(0o755)
-    words = [f"mem={MEMORY >> 20}M", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", "con=null"]
-    guest = subprocess.Popen(
-        [*OWN_PIDS, image.path, *words, "con0=null,fd:1", f"uml_dir={directory}/", "panic=-1"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={"PATH": os.environ["PATH"], "HOME": str(directory), "TMPDIR": str(memory_directory(MEMORY))},
-        start_new_session=True,
-    )
-    try:
-        return guest.communicate(timeout=SECONDS)[0]
-    finally:
-        with guest, contextlib.suppress(ProcessLookupError):
-            os.killpg(guest.pid, signal.SIGKILL)
+    words = [f"mem={MEMORY >> 20}M", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}", "panic=-1"]
+    return boot([*OWN_PIDS, image.path, *words], directory, memory=memory_directory(MEMORY), seconds=SECONDS)
 
 
 @pytest.mark.parametrize("name", AGREEMENTS)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
@@ -17,6 +14,7 @@ from testbed.hosts.kernel.image import KernelImage
 from testbed.hosts.kernel.switches import SWITCHES
 from testbed.hosts.plan import SlabAllocator
 from testbed.patches import PATCHES
+from tests.hosts.kernel.booting import boot
 
 ALL = frozenset(PATCHES)
 SECONDS = 60
@@ -46,32 +44,19 @@ def root_directory(directory: Path) -> Path:
     return directory
 
 
-def boot(image: KernelImage, directory: Path, parameters: tuple[str, ...]) -> str:
-    """What a kernel prints until it has powered off. The guest ends with this, however it ends."""
+def log_of(image: KernelImage, directory: Path, parameters: tuple[str, ...] = ()) -> str:
+    """What a kernel with a root of its own prints."""
     root = root_directory(directory / "root")
-    (directory / "tmp").mkdir()
-    words = ["mem=64M", "rootfstype=hostfs", f"rootflags={root}", "rw", "init=/init", "con=null", "con0=fd:0,fd:1"]
-    guest = subprocess.Popen(
-        [image.path, *words, f"uml_dir={directory}", *parameters],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, "TMPDIR": str(directory / "tmp")},
-        start_new_session=True,
-    )
-    try:
-        return guest.communicate(timeout=SECONDS)[0]
-    finally:
-        with guest, contextlib.suppress(ProcessLookupError):
-            os.killpg(guest.pid, signal.SIGKILL)
+    memory = directory / "tmp"
+    memory.mkdir()
+    words = ["mem=64M", "rootfstype=hostfs", f"rootflags={root}", "rw", "init=/init"]
+    return boot([image.path, *words, *parameters], directory, memory=memory, seconds=SECONDS)
 
 
 @pytest.mark.program("linux.uml", "ldd")
 def test_the_packaged_kernel_boots(tmp_path: Path) -> None:
     packaged = images()[-1]
-    log = boot(packaged, tmp_path, ())
+    log = log_of(packaged, tmp_path)
     assert "init is here" in log
     assert f"Linux version {packaged.version} " in log
     assert "testbed:" not in log
@@ -86,7 +71,7 @@ def test_a_built_kernel_boots_and_says_what_is_off(
     tmp_path: Path, slab: SlabAllocator, patches: frozenset[int]
 ) -> None:
     image, parameters = choose(slab, patches)
-    log = boot(image, tmp_path, parameters)
+    log = log_of(image, tmp_path, parameters)
     asked_for = {(switch.name, str(switch.patch or "")) for switch in SWITCHES if switch.parameter in parameters}
     assert "init is here" in log
     assert set(OFF.findall(log)) == asked_for
