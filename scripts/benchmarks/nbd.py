@@ -1,11 +1,13 @@
 """Our NBD server and client against nbdkit and fio: 4 KiB requests at random, 16 in flight, over loopback TCP.
 
 Absolute numbers depend on the machine and on what else it does, so every repetition measures ours, the peer twice, and
-ours again, which cancels a drift, and yields one ratio; the value is the median of those. Run it alone, or import
-`rows`.
+ours again, which cancels a drift, and yields one ratio; the value is the median of those. Where the client uses a whole
+core, it and not the server is the limit: then the servers' CPU time per request is what tells them apart. Run it alone,
+or import `rows`.
 """
 
 import json
+import os
 import random
 import select
 import shutil
@@ -17,8 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -40,8 +43,29 @@ TARGETS = {
 }
 
 
+class Load(NamedTuple):
+    """One run: requests a second, the cores its client kept busy, and CPU microseconds of the server for a request."""
+
+    per_second: float
+    client_cores: float
+    server_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server on loopback, which is one process."""
+
+    port: int
+    pid: int
+
+    def cpu(self) -> float:
+        """Seconds of all its threads until now (utime and stime of proc(5))."""
+        stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def running(argv: tuple[str, ...], port: int) -> Iterator[int]:
+def running(argv: tuple[str, ...], port: int) -> Iterator[Server]:
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[2])
     try:
         deadline = time.monotonic() + 10
@@ -53,7 +77,7 @@ def running(argv: tuple[str, ...], port: int) -> Iterator[int]:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
-        yield port
+        yield Server(port, process.pid)
     finally:
         process.kill()
         process.wait()
@@ -66,31 +90,34 @@ def free_port() -> int:
         return port
 
 
-def fio(port: int, kind: str) -> float:
-    """Requests a second."""
+def fio(server: Server, kind: str) -> Load:
+    """What fio measures, with its own word for the CPU time it used."""
     argv = [
-        *("fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd://127.0.0.1:{port}/", f"--rw=rand{kind}"),
+        *("fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd://127.0.0.1:{server.port}/", f"--rw=rand{kind}"),
         *(f"--bs={BLOCK}", f"--iodepth={DEPTH}", f"--size={SIZE}"),
         *("--time_based", f"--runtime={SECONDS:g}", "--output-format=json"),
     ]
+    before = server.cpu()
     told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-    return float(json.loads(told[told.index("{") :])["jobs"][0][kind]["iops"])
+    used = server.cpu() - before
+    job = json.loads(told[told.index("{") :])["jobs"][0]
+    return Load(job[kind]["iops"], (job["usr_cpu"] + job["sys_cpu"]) / 100, used * 1e6 / job[kind]["total_ios"])
 
 
-def our_client(port: int) -> float:
-    """READs a second."""
+def our_client(server: Server) -> Load:
+    """READs of our client, which is this process."""
     chance = random.Random(1)
     offsets = [chance.randrange(SIZE // BLOCK) * BLOCK for _ in range(1 << 16)]
     memory = memoryview(bytearray(DEPTH * BLOCK))
     pages = [[memory[at : at + BLOCK]] for at in range(0, DEPTH * BLOCK, BLOCK)]
-    with socket.create_connection(("127.0.0.1", port)) as sock:
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
         client = open_connection(sock)
         poll = select.poll()
         poll.register(client, select.POLLIN)
         for handle in range(DEPTH):
             client.read(handle, offsets[handle], pages[handle])
         done = 0
-        start = time.perf_counter()
+        before, busy, start = server.cpu(), time.process_time(), time.perf_counter()
         while (now := time.perf_counter()) < start + SECONDS:
             if client.send_pending():
                 poll.poll()
@@ -100,28 +127,36 @@ def our_client(port: int) -> float:
                         raise RuntimeError(f"READ failed with error {error}")
                     client.read(handle, offsets[done & 0xFFFF], pages[handle])
                     done += 1
+        elapsed, busy, used = now - start, time.process_time() - busy, server.cpu() - before
         while client.in_flight:  # nbdkit 1.32 aborts when a client leaves it with requests in hand
             if client.send_pending():
                 poll.poll()
             client.receive()
         client.disconnect()
         client.send_pending()
-        return done / (now - start)
+        return Load(done / elapsed, busy / elapsed, used * 1e6 / done)
 
 
-def compare(name: str, repetitions: int, ours: Callable[[], float], peer: Callable[[], float]) -> dict[str, Any]:
+def mean(*runs: Load) -> Load:
+    return Load(*map(statistics.fmean, zip(*runs, strict=True)))
+
+
+def compare(name: str, repetitions: int, ours: Callable[[], Load], peer: Callable[[], Load]) -> dict[str, Any]:
     pairs = []
     for _ in range(repetitions):
-        first, theirs = ours(), peer()
-        theirs += peer()
-        pairs.append(((first + ours()) / 2, theirs / 2))
-    ratios = [round(mine / theirs, 3) for mine, theirs in pairs]
+        first, theirs = ours(), mean(peer(), peer())
+        pairs.append((mean(first, ours()), theirs))
+    us, them = (Load(*map(statistics.median, zip(*side, strict=True))) for side in zip(*pairs, strict=True))
+    ratios = [round(mine.per_second / theirs.per_second, 3) for mine, theirs in pairs]
     detail = {
         "ratios": ratios,
         "median": statistics.median(ratios),
         "target": TARGETS[name],
-        "ours_per_second": [round(mine) for mine, _ in pairs],
-        "peer_per_second": [round(theirs) for _, theirs in pairs],
+        "ours_per_second": [round(mine.per_second) for mine, _ in pairs],
+        "peer_per_second": [round(theirs.per_second) for _, theirs in pairs],
+        "client_cores": {"ours": round(us.client_cores, 2), "peer": round(them.client_cores, 2)},
+        "server_cpu_us_per_request": {"ours": round(us.server_us, 2), "peer": round(them.server_us, 2)},
+        "server_cpu_ratio": round(us.server_us / them.server_us, 2),
         "setup": f"{BLOCK} B random, {DEPTH} in flight, loopback TCP, 4 runs of {SECONDS:g} s a repetition",
     }
     return {"name": name, "value": statistics.median(ratios), "unit": "ratio", "detail": detail}
@@ -142,7 +177,7 @@ def rows(repetitions: int = 5) -> list[dict[str, Any]]:
         for kind in ("write", "read"):  # the first touch of memory is not what is compared
             fio(nbdkit, kind)
             fio(our_server, kind)
-        measured: list[tuple[str, Callable[[], float], Callable[[], float]]] = [
+        measured: list[tuple[str, Callable[[], Load], Callable[[], Load]]] = [
             ("nbd_server_read4k_ratio_to_nbdkit", lambda: fio(our_server, "read"), lambda: fio(nbdkit, "read")),
             ("nbd_server_write4k_ratio_to_nbdkit", lambda: fio(our_server, "write"), lambda: fio(nbdkit, "write")),
             ("nbd_client_read4k_ratio_to_fio", lambda: our_client(nbdkit), lambda: fio(nbdkit, "read")),
