@@ -9,7 +9,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from testbed.nbd.constants import NbdErrno
+from testbed.nbd.constants import SIMPLE_REPLY, NbdErrno
 from testbed.nbd.export import Export
 from testbed.nbd.faults.active import ActiveFaults, HangUp
 from testbed.nbd.faults.faulty import FaultyTransmission
@@ -33,7 +33,8 @@ from testbed.nbd.transmission import Reply, ServerStatistics, Transmission
 
 IOV_MAX = 1024
 MAX_PIECES = 1000  # with room for one more simple reply
-MAX_BATCH = GATHERED  # bytes of data gathered before they are sent
+MAX_BATCH = GATHERED  # bytes of replies gathered before they are sent
+HEADER = SIMPLE_REPLY.size
 HANDSHAKE_TIMEOUT = 30.0  # seconds that a client may be silent before it has chosen an export
 
 Log = Callable[[str], None]
@@ -107,9 +108,10 @@ class Connection:
     def _transmit(self, events: Iterator[Event]) -> Turn | None:
         """Carry out and answer requests until the connection is to enter another phase."""
         sock, transmission, statistics = self._sock, self._transmission, self._statistics
-        export, undivided, data_header = transmission.export, transmission.undivided, transmission.data_header
+        export, undivided = transmission.export, transmission.undivided
+        data_header, data_header_size = transmission.data_header, transmission.data_header_size
         pieces: Reply = []
-        gathered = 0  # bytes of data in pieces
+        gathered = 0  # bytes in pieces
         turn = None
         for event in events:
             try:
@@ -117,7 +119,7 @@ class Connection:
                     handle, offset, length = event
                     data = export.read(offset, length)
                     pieces += data_header(handle, offset, length), data
-                    gathered += length
+                    gathered += data_header_size + length
                     statistics.reads += 1
                     statistics.bytes_read += length
                 elif isinstance(event, Write):
@@ -128,6 +130,7 @@ class Connection:
                     if fua:
                         export.flush()
                     pieces.append(simple_reply(handle))
+                    gathered += HEADER
                     statistics.writes += 1
                     statistics.bytes_written += len(data)
                 elif isinstance(event, WritePart):
@@ -140,11 +143,13 @@ class Connection:
                     pieces += reply
                     gathered += sum(map(len, reply))
             except OSError as failure:
-                pieces += transmission.fail(handle, failure)
+                reply = transmission.fail(handle, failure)
+                pieces += reply
+                gathered += sum(map(len, reply))
             if gathered >= MAX_BATCH or len(pieces) >= MAX_PIECES:
-                _send(sock, pieces)
+                _send(sock, pieces, gathered)
                 pieces, gathered = [], 0
-        _send(sock, pieces)
+        _send(sock, pieces, gathered)
         return turn
 
     def _carry_out_with_care(self, events: list[Event]) -> bool:
@@ -211,9 +216,8 @@ def _aside(offset: int, length: int) -> memoryview:
     return memoryview(bytearray(length))
 
 
-def _send(sock: socket.socket | TlsStream, pieces: Reply) -> None:
-    """All of `pieces`, however many calls it takes."""
-    length = sum(map(len, pieces))
+def _send(sock: socket.socket | TlsStream, pieces: Reply, length: int) -> None:
+    """All of `pieces`, `length` bytes together, however many calls it takes."""
     while length:
         sent = sock.sendmsg(pieces if len(pieces) <= IOV_MAX else pieces[:IOV_MAX])
         length -= sent
