@@ -42,6 +42,9 @@ class Rules:
     max_reclaim_retries: int | None = _rule(
         None, "rounds of direct reclaim without progress until the OOM killer is called (None: it is at once)"
     )
+    wq_worker_sleeps: bool = _rule(
+        False, "a workqueue's worker that found no memory sleeps for a jiffy before it tries again (4.7)"
+    )
     no_watermarks_ignores_nodemask: bool = _rule(
         False, "patch 06 ignores the nodes that a policy binds to, not only the order it prefers (4.19)"
     )
@@ -63,6 +66,9 @@ class Rules:
     )
     # --- reclaim ---
     anon_starts_active: bool = _rule(True, "a new anonymous page goes to the active list (until 5.9)")
+    cache_trim_mode: bool = _rule(
+        False, "page cache that nobody uses goes before any anonymous page, while there is enough of it (5.5)"
+    )
     kswapd_sleeps_with_waiters: bool = _rule(
         False, "kswapd may sleep once it has woken the throttled (3.19: a killed waiter made it spin)"
     )
@@ -91,10 +97,22 @@ class Rules:
     swap_readahead: Literal["cluster", "vma"] = _rule(
         "cluster", "slots in an aligned window of 8, or neighbours in the mapping by how often that helped"
     )
-    nr_requests: int = _rule(128, "requests in flight in each direction until the submitter sleeps")
+    nr_requests: int = _rule(
+        128, "requests of each direction until the submitter sleeps (mq-deadline: twice a queue's depth of 128, shared)"
+    )
+    async_depth: int | None = _rule(None, "how many of them may be writes (mq-deadline, 5.14: three quarters)")
+    nbd_sends_from: Literal["kthread", "workqueue"] = _rule(
+        "kthread", "who sends nbd's requests: a thread of its own, or (4.10, blk-mq) a worker of kblockd"
+    )
     shared_tags: bool = _rule(False, "reads and writes share the requests (blk-mq) instead of having so many each")
     max_sectors_kb: float = _rule(127.5, "the largest request, KiB (3.10: nbd makes it a whole number of pages)")
     # --- network ---
+    sendmsg_waits_locked: bool = _rule(
+        False,
+        "a socket stays locked while its sender waits for a page, so that acknowledgements and replies wait too (every "
+        "kernel does that; of 3.4 it is told that without the series small receive buffers let it finish, which it "
+        "does here only without this; 6.1 was seen to hang)",
+    )
     rx_buffer: Literal["kmalloc", "fragment"] = _rule(
         "kmalloc", "a linear receive buffer is a slab object, or (3.5) cut from a page"
     )
@@ -140,12 +158,14 @@ LINUX_6_1 = Rules(
     order_checks_free_area=True,
     oom_victim_reserve="half",
     max_reclaim_retries=16,
+    wq_worker_sleeps=True,
     no_watermarks_ignores_nodemask=True,
     pcp_batch_ceiling=256,
     pcp_high_batches=4,
     slub_high_order_nomemalloc=True,
     slab_pfmemalloc="lists",
     anon_starts_active=False,
+    cache_trim_mode=True,
     kswapd_sleeps_with_waiters=True,
     throttle_spares_dying=True,
     max_kswapd_failures=16,
@@ -155,8 +175,12 @@ LINUX_6_1 = Rules(
     too_many_isolated="eighth",
     writeback_activates=True,
     swap_readahead="vma",
+    nbd_sends_from="workqueue",
+    nr_requests=256,
+    async_depth=192,
     shared_tags=True,
     max_sectors_kb=128,
+    sendmsg_waits_locked=True,
     rx_buffer="fragment",
     build_skb_pfmemalloc=True,
     page_frag_order=3,

@@ -15,7 +15,9 @@ GFP = "tests/mm/test_gfp.py"
 NBD = "tests/hosts/test_nbd_device.py"
 NUMA = "tests/mm/test_numa.py"
 PCP = "tests/mm/test_per_cpu_pages.py"
+RECLAIM = "tests/mm/test_reclaim.py"
 SK_MEM = "tests/net/test_sk_mem.py"
+TCP = "tests/net/test_tcp_memory.py"
 SLUB = "tests/mm/test_slub.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
@@ -83,6 +85,7 @@ KERNEL_RULES = (
         ("0", "16"),
         SLOWPATH,
     ),
+    *_stuck("wq_worker_sleeps", "mm/page_alloc.py", "self.switches.rules.wq_worker_sleeps", OFF_ON, SLOWPATH),
     *_stuck(
         "no_watermarks_ignores_nodemask",
         "mm/page_alloc.py",
@@ -94,6 +97,7 @@ KERNEL_RULES = (
     *_stuck("pcp_high_batches", "mm/per_cpu_pages.py", "rules.pcp_high_batches", ("6", "4"), PCP),
     *_stuck("anon_starts_active", "mm/memory.py", "rules.anon_starts_active", ON_OFF, VECTORS),
     *_stuck("anon_starts_active", "mm/vmscan.py", "self.rules.anon_starts_active", ON_OFF, VECTORS),
+    *_stuck("cache_trim_mode", "mm/vmscan.py", "self.rules.cache_trim_mode", OFF_ON, RECLAIM),
     *_stuck(
         "kswapd_sleeps_with_waiters",
         "mm/kswapd.py",
@@ -126,8 +130,11 @@ KERNEL_RULES = (
     ),
     *_stuck("swap_readahead", "mm/memory.py", 'rules.swap_readahead == "vma"', OFF_ON, VECTORS),
     *_stuck("nr_requests", "hosts/nbd_device.py", "rules.nr_requests", ("64", "256"), NBD),
+    *_stuck("async_depth", "hosts/nbd_device.py", "rules.async_depth", ("None", "3"), NBD),
+    *_stuck("nbd_sends_from", "hosts/nbd_device.py", 'rules.nbd_sends_from == "workqueue"', OFF_ON, NBD),
     *_stuck("shared_tags", "hosts/nbd_device.py", "rules.shared_tags", OFF_ON, VECTORS),
     *_stuck("max_sectors_kb", "hosts/nbd_device.py", "rules.max_sectors_kb", ("127.5", "128"), VECTORS),
+    *_stuck("sendmsg_waits_locked", "net/tcp_output.py", "skb_memory.switches.rules.sendmsg_waits_locked", OFF_ON, TCP),
     *_stuck("rx_buffer", "net/skbuff.py", 'rules.rx_buffer == "fragment"', OFF_ON, DRIVER),
     *_stuck("build_skb_pfmemalloc", "net/skbuff.py", "self.switches.rules.build_skb_pfmemalloc", OFF_ON, DRIVER),
     *_stuck("page_frag_order", "net/page_frag.py", "self.switches.rules.page_frag_order", ("0", "3"), FRAG),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 from testbed.hosts.real_buffer import enlarge
@@ -79,7 +79,7 @@ class Receiver:
             while True:
                 readable.clear()
                 await readable.wait()
-                with self._ownership(vma.owner) if owned else contextlib.nullcontext():
+                with self.sk.locked(vma.owner) if owned else contextlib.nullcontext():
                     for _ in range(PAGES_PER_READ):
                         position = (position + 1) % len(vma.ptes)
                         page = await memory.handle_mm_fault(vma.owner, vma, position, write=True)
@@ -91,14 +91,6 @@ class Receiver:
         finally:
             self._forget_reader()
             memory.exit_mmap(vma)
-
-    @contextlib.contextmanager
-    def _ownership(self, owner: Task) -> Iterator[None]:
-        self.sk.lock_sock(owner)
-        try:
-            yield
-        finally:
-            self.sk.release_sock(owner)
 
     def drain(self, device: NetDevice) -> None:
         """At the end: count what the real socket still holds, and close it."""

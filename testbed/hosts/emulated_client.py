@@ -480,6 +480,9 @@ class EmulatedClient:
         deadline = _now() + SETTLE_TIMEOUT
         while not self.device.idle and self.workload_ended is not None and _now() < deadline:
             await asyncio.sleep(0.01)
+        for thread in self.kernel_threads:
+            thread.cancel()
+        await asyncio.gather(*self.kernel_threads, return_exceptions=True)
         await self.edge.drain()
         counters = self.counters()
         interfaces = self.edge.interfaces()
@@ -488,9 +491,6 @@ class EmulatedClient:
             await asyncio.wait([self.reconnecting])
         self.device.disconnect()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        for thread in self.kernel_threads:
-            thread.cancel()
-        await asyncio.gather(*self.kernel_threads, return_exceptions=True)
         self.edge.detach()
         ends = Ends(interfaces, sum(backlog.frames for backlog in self._backlogs()))
         for bystander in (self.canary, *self.bystanders):

@@ -2,7 +2,8 @@
 from it, and the receive loop that completes.
 
 Who finds no free request waits. A thread must find memory for what it sends. Patch 14 lets it use the reserve while it
-does, and makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like anybody else.
+does, and makes its socket SOCK_MEMALLOC; without it the thread asks with GFP_NOIO like anybody else. Since blk-mq the
+thread is a worker of kblockd, which has the same priority but sleeps when it finds no memory.
 
 A connection is dead when it breaks, when the server breaks the protocol, or when a request times out. Its requests,
 whose pages stay locked or under writeback, are queued again: for another live connection, or for the one that user
@@ -33,6 +34,7 @@ from testbed.nbd.client import NbdClient
 from testbed.nbd.errors import NbdError
 from testbed.net.sock import SocketMemory
 from testbed.patches import Switches
+from testbed.rules import Rules
 
 EIO = 5
 BLK_DEFAULT_TIMEOUT = 30.0
@@ -58,11 +60,12 @@ class NbdConfig:
 class Channel:
     """A hardware queue, the task that sends from it, and the connection that it sends on."""
 
-    def __init__(self, number: int, max_pages: int) -> None:
+    def __init__(self, number: int, max_pages: int, rules: Rules) -> None:
         self.number = number
         self.hctx = HardwareQueue(max_pages)
         self.nsock: NbdSock | None = None
         self.thread = Task(f"nbd{number}", pf_kthread=True, nice=-20)
+        self.thread.pf_wq_worker = rules.nbd_sends_from == "workqueue"
         self.blocked_since: float | None = None
         self.writable = WaitQueue()
 
@@ -95,10 +98,12 @@ class NbdDevice:
         self.nbd_timeouts = 0
         self.failed: str | None = None
         rules = switches.rules
-        self._request_list = RequestList(rules.nr_requests, shared=rules.shared_tags)
+        self._request_list = RequestList(
+            rules.nr_requests, shared=rules.shared_tags, async_depth=rules.async_depth
+        )
         self._max_pages = int(rules.max_sectors_kb * 1024) // PAGE_SIZE
         self._request_timeout = self.config.request_timeout
-        self.channels = [Channel(number, self._max_pages) for number in range(self.config.num_connections)]
+        self.channels = [Channel(number, self._max_pages, rules) for number in range(self.config.num_connections)]
         self._next_channels = deque(self.channels)
         self._conn_wait = WaitQueue()
         self._disconnected = False

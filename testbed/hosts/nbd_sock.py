@@ -32,7 +32,9 @@ class SwapSocket:
         return self.receive_queue.sk
 
     def close(self) -> None:
-        """Free all that it holds, and leave its protocol."""
+        """Free all that it holds, and leave its protocol. What waits for its owner to let go is received first."""
+        if self.sk.owner is not None and self.sk.backlog is not None:
+            self.sk.backlog.release(self.sk.owner)
         self.receive_queue.purge()
         self.send_queue.shutdown_and_purge()
         self.sk.sk_free()

@@ -37,17 +37,22 @@ class Lruvec:
         zone = self.zone
         return len(zone.inactive_anon) * self.inactive_ratio < len(zone.active_anon)
 
-    def get_scan_count(self, priority: int, *, swap_full: bool, force_scan: bool) -> ScanCount:
+    def get_scan_count(
+        self, priority: int, *, swap_full: bool, force_scan: bool, cache_trim_mode: bool = False
+    ) -> ScanCount:
         """`get_scan_count` (3.6): each list's size shifted right by `priority`, shared between memory and page cache.
 
-        Without a free slot only page cache is scanned. At priority 0 everything is. `force_scan` makes that at least
-        SWAP_CLUSTER_MAX pages of each list.
+        Without a free slot only page cache is scanned, and so it is in `cache_trim_mode` as long as it is large enough
+        for this priority. At priority 0 everything is. `force_scan` makes that at least SWAP_CLUSTER_MAX pages of each
+        list.
         """
         zone = self.zone
         sizes = ScanCount(len(zone.active_anon), len(zone.inactive_anon), len(zone.file))
         if not priority and not swap_full:
             return sizes
         anon, file, denominator = (0, 1, 1) if swap_full else self._fractions()
+        if file and cache_trim_mode and len(zone.file) >> priority:
+            anon, file, denominator = 0, 1, 1
         least = SWAP_CLUSTER_MAX if force_scan else 0
         active, inactive, cache = ((size >> priority) or min(size, least) for size in sizes)
         return ScanCount(active * anon // denominator, inactive * anon // denominator, cache * file // denominator)

@@ -38,6 +38,9 @@ from testbed.patches import Switches
 HZ_OVER_50 = 0.02
 """Seconds that a retrying allocation waits at most (`wait_iff_congested(zone, BLK_RW_ASYNC, HZ/50)`)."""
 
+JIFFY = 0.01
+"""Seconds, with HZ=100 as in User Mode Linux."""
+
 ALLOC_RESERVE = ALLOC_NO_WATERMARKS | ALLOC_OOM
 
 
@@ -165,11 +168,18 @@ class PageAllocator(PageFreelists):
                     return page
                 if not self._should_alloc_retry(request):
                     break
-            await self.progress.wait(HZ_OVER_50, current.nice)
-            await self.run_queue.let_favoured_run(current.nice)
+            await self._wait_to_retry(current)
             self.wakeup_kswapd()
         self._fail(request)
         return None
+
+    async def _wait_to_retry(self, current: Task) -> None:
+        """Until there is something new to see; but a workqueue's worker sleeps, and others take it meanwhile."""
+        if current.pf_wq_worker and self.switches.rules.wq_worker_sleeps:
+            await asyncio.sleep(JIFFY)
+        else:
+            await self.progress.wait(HZ_OVER_50, current.nice)
+            await self.run_queue.let_favoured_run(current.nice)
 
     def _may_not_reclaim(self, current: Task) -> bool:
         """A reclaimer must not recurse. A victim of the OOM killer that finds nothing is to exit, not to wait."""

@@ -18,7 +18,8 @@ class Task:
     """A task (or the context that interrupted it) as the page allocator sees it.
 
     `node` is the memory node of the CPU it runs on, `mempolicy` where it wants its memory instead (None: there), and
-    `rt_task` says that it has a real-time priority. `rss` and `swapents` count its pages in RAM and in swap.
+    `rt_task` says that it has a real-time priority, `pf_wq_worker` that it serves a workqueue. `rss` and `swapents`
+    count its pages in RAM and in swap.
     """
 
     __slots__ = (
@@ -32,6 +33,7 @@ class Task:
         "node",
         "pf_kthread",
         "pf_memalloc",
+        "pf_wq_worker",
         "rss",
         "rt_task",
         "serving_softirq",
@@ -43,6 +45,7 @@ class Task:
         self.nice = nice
         self.pf_kthread = pf_kthread
         self.pf_memalloc = pf_memalloc
+        self.pf_wq_worker = False
         self.memdie = False
         self.fatal_signal = False
         self.hardirq = False

@@ -12,15 +12,13 @@ from typing import Protocol
 
 from testbed.mm.backing_dev import BackingDev
 from testbed.mm.lruvec import SWAP_CLUSTER_MAX
-from testbed.mm.page_alloc import HZ_OVER_50, PageAllocator
+from testbed.mm.page_alloc import HZ_OVER_50, JIFFY, PageAllocator
 from testbed.mm.pgdat import Pgdat
 from testbed.mm.scan_control import DEF_PRIORITY, ScanControl
 from testbed.mm.sched import Task
 from testbed.mm.wait import WaitQueue
 
 HZ_OVER_10 = 0.1
-JIFFY = 0.004
-"""Seconds in a jiffy at HZ=250."""
 
 
 class Stall(Protocol):

@@ -85,7 +85,12 @@ class Vmscan:
         zone = lruvec.zone
         swap_full = self.cache.swap.inuse_pages >= self.cache.swap.pages
         force_scan = sc.kswapd and zone.all_unreclaimable
-        count = lruvec.get_scan_count(sc.priority, swap_full=swap_full, force_scan=force_scan)
+        count = lruvec.get_scan_count(
+            sc.priority,
+            swap_full=swap_full,
+            force_scan=force_scan,
+            cache_trim_mode=self.rules.cache_trim_mode,
+        )
         reclaimed_before = sc.nr_reclaimed
         if count.file:
             self.shrink_file_list(lruvec, count.file, sc)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from testbed.mm.gfp import GFP_KERNEL, GFP_MEMALLOC
@@ -122,6 +124,11 @@ class Sock:
         self.wmem_queued -= size
         self._sk_mem_uncharge(size)
 
+    @property
+    def sk_stream_is_writeable(self) -> bool:
+        """`sk_stream_is_writeable`: a third of the send buffer has to be free before who waits for it is woken."""
+        return self.sndbuf - self.wmem_queued >= self.wmem_queued >> 1
+
     def _sk_mem_uncharge(self, size: int) -> None:
         if self.prot is not None:
             self.forward_alloc += size
@@ -146,6 +153,15 @@ class Sock:
                 self.backlog.release(current)
         finally:
             self.owner = None
+
+    @contextmanager
+    def locked(self, current: Task) -> Iterator[None]:
+        """`lock_sock` to `release_sock`. Raises KernelBug."""
+        self.lock_sock(current)
+        try:
+            yield
+        finally:
+            self.release_sock(current)
 
 
 class SocketMemory:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_NOWARN
@@ -56,6 +57,7 @@ class TcpSendQueue:
         self.skb_memory = skb_memory
         self.page_alloc = skb_memory.node.page_alloc
         self.linear_cache = skb_memory.node.kmalloc_cache(MAX_TCP_HEADER + 320)
+        self._waits_locked = skb_memory.switches.rules.sendmsg_waits_locked
         self._frags_mark = skb_memory.switches.skb_frag_pfmemalloc
         sk.sndbuf = sndbuf
         self.write_seq = 0
@@ -84,9 +86,7 @@ class TcpSendQueue:
     async def _add_skb(self, size: int, current: Task, push: Callable[[], None]) -> bool:
         """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data.
 
-        Only for its first page does it wait: an skb that has some data goes out before that. The kernel keeps the
-        socket locked meanwhile. Here acknowledgements are taken in all the same: a model that left them in the backlog
-        hung where an unprotected kernel is known to finish.
+        Only for its first page does it wait: an skb that has some data goes out before that.
         """
         size = self._sk_wmem_schedule(size)
         if not size:
@@ -99,7 +99,8 @@ class TcpSendQueue:
                 taken = cache.alloc(gfp_mask | GFP_NOWARN, current)
                 if taken is None:
                     push()
-                    taken = await cache.alloc_wait(gfp_mask, current)
+                    with self._waiting(current):
+                        taken = await cache.alloc_wait(gfp_mask, current)
                 if taken is None:
                     return False
                 objects.append(taken)
@@ -107,7 +108,8 @@ class TcpSendQueue:
             pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask | GFP_NOWARN, current)
             if not pages:
                 push()
-                page = await self.page_alloc.alloc_page(gfp_mask, current)
+                with self._waiting(current):
+                    page = await self.page_alloc.alloc_page(gfp_mask, current)
                 if page is None:
                     return False
                 pages = [page, *self.page_alloc.alloc_pages_nowait(wanted - 1, gfp_mask | GFP_NOWARN, current)]
@@ -121,6 +123,9 @@ class TcpSendQueue:
             self.page_alloc.free_pages(pages)
             for taken in objects:
                 taken.cache.free(taken)
+
+    def _waiting(self, current: Task) -> AbstractContextManager[None]:
+        return self.sk.locked(current) if self._waits_locked else nullcontext()
 
     def _sk_wmem_schedule(self, size: int) -> int:
         """How many of `size` bytes tcp_mem has room for: all, a page's, or none."""
@@ -153,7 +158,7 @@ class TcpSendQueue:
         pages: list[Page] = []
         while queue and queue[0].end <= acked:
             pages += self._unlink(queue.popleft())
-        if self.sk.wmem_queued < self.sk.sndbuf:
+        if self.sk.sk_stream_is_writeable:
             self.sk_wmem_wait.wake_all()
         self.page_alloc.free_pages(pages)
 

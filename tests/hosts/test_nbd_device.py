@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,12 +26,14 @@ from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE, Watermarks
 from testbed.mm.zone import Zone
 from testbed.nbd.errors import NbdDisconnected, NbdError
+from testbed.net.dev import DELIVERED, ETH_P_IP, Kind, NetDevice, RxBatch
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
+from testbed.rules import V9
 from tests.mm.machine import SERIES, VANILLA, with_rules
 from tests.virtual_time import is_blocked, simulate
 
@@ -297,6 +301,52 @@ def test_readers_wait_for_writers_only_when_they_share_tags(
         await rig.device.submit_write(rig.dirty_pages(4, step=2), 0)
         read = rig.dirty_pages(1)
         assert await is_blocked(asyncio.create_task(rig.device.submit_read(read, 0)), 60) == waits
+
+    simulate(main())
+
+
+@pytest.mark.parametrize("nbd_sends_from", ["kthread", "workqueue"])
+def test_who_sends(client: FakeClient, nbd_sends_from: str) -> None:
+    async def main() -> None:
+        rig = Rig(client, with_rules(nbd_sends_from=nbd_sends_from))
+        (channel,) = rig.channels
+        assert channel.thread.pf_wq_worker == (nbd_sends_from == "workqueue")
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("async_depth", "waits"), [(None, False), (3, True)])
+def test_writers_wait_for_each_other_at_async_depth(client: FakeClient, async_depth: int | None, waits: bool) -> None:
+    async def main() -> None:
+        rig = Rig(client, with_rules(shared_tags=True, async_depth=async_depth))
+        writing = rig.device.submit_write(rig.dirty_pages(4, step=2), 0)
+        assert await is_blocked(asyncio.create_task(writing), 60) == waits
+
+    simulate(main())
+
+
+def test_a_connection_dies_while_its_socket_is_locked(client: FakeClient) -> None:
+    """What waited for the sender to let go is received then, and no page of it is kept."""
+
+    async def main() -> None:
+        rig = Rig(client, replace(VANILLA, rules=replace(V9, sendmsg_waits_locked=True)))
+        device = NetDevice(rig.skb_memory, rig.socket_memory, rig.skb_memory.netstat, 64, lambda _counts: None)
+        device.alloc_rx_buffers()
+        pages = rig.dirty_pages(1)
+        rig.drain(rig.node.zone.watermarks.min)
+        await rig.device.submit_write(pages, 0)
+        await asyncio.sleep(1)
+        locked_by = rig.sk.owner
+        assert locked_by is rig.channels[0].thread
+        batch = RxBatch.of_kinds(np.zeros(1, np.intp), [Kind(ETH_P_IP, rig.nsock.socket.receive_queue, "swap")])
+        batch.end_seq = [100]
+        device.receive(batch)
+        (held,) = batch.held.values()
+        rig.device.nbd_mark_nsock_dead(rig.nsock, "gone")
+        assert held.verdicts == [DELIVERED]
+        rig.give_back()
+        await asyncio.sleep(1)
+        assert (rig.sk.owner, rig.sk.rmem_alloc, rig.sk.wmem_queued) == (None, 0, 0)
 
     simulate(main())
 

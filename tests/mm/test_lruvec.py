@@ -39,6 +39,13 @@ def test_priority_full_swap_and_force(
     assert lruvec.get_scan_count(priority, swap_full=swap_full, force_scan=force_scan) == ScanCount(*expected)
 
 
+@pytest.mark.parametrize(("priority", "only_cache"), [(7, True), (8, False)])
+def test_in_cache_trim_mode_memory_is_left_alone_while_there_is_cache_enough(priority: int, only_cache: bool) -> None:
+    lruvec = lists(active=400, inactive=400, file=200)
+    count = lruvec.get_scan_count(priority, swap_full=False, force_scan=False, cache_trim_mode=True)
+    assert (count == ScanCount(0, 0, 1)) == only_cache
+
+
 def test_page_cache_is_scanned_more_than_memory_and_more_so_if_that_is_in_use() -> None:
     lruvec = lists(active=400, inactive=400, file=800)
     fresh = lruvec.get_scan_count(1, swap_full=False, force_scan=False)

@@ -105,6 +105,18 @@ def test_clean_page_cache_goes_before_any_page_is_written() -> None:
     simulate(main())
 
 
+@pytest.mark.parametrize("cache_trim_mode", [False, True])
+def test_where_cache_is_trimmed_first_no_page_is_written_meanwhile(cache_trim_mode: bool) -> None:
+    async def main() -> None:
+        machine = Machine(switches=with_rules(cache_trim_mode=cache_trim_mode), page_cache=500)
+        await populate(machine, 300)
+        await machine.node.vmscan.shrink_zone(lruvec(machine), scan(priority=2))
+        assert len(machine.node.zone.file) < 500
+        assert (machine.device.writes == 0) == cache_trim_mode
+
+    simulate(main())
+
+
 def test_little_page_cache_is_left_alone() -> None:
     machine = Machine(page_cache=10)
     machine.drain(80)

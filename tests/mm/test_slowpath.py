@@ -24,7 +24,7 @@ from testbed.mm.sched import Task
 from testbed.rules import LINUX_3_6, LINUX_6_1, V9, Rules
 from tests.mm.machine import SERIES
 from tests.mm.zones import DMA32, NORMAL, allocator, drain
-from tests.virtual_time import is_blocked, simulate
+from tests.virtual_time import is_blocked, now, simulate
 
 ENTITLED = Task("entitled", pf_memalloc=True)
 
@@ -254,5 +254,20 @@ def test_a_block_that_reclaim_makes_is_found() -> None:
         block = await page_alloc.alloc_order(3, GFP_KERNEL, Task("plain"))
         assert block is not None
         assert [page.pfn for page in block] == list(range(block[0].pfn, block[0].pfn + 8))
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("rules", "retried_at"), [(V9, 0.002), (LINUX_6_1, 0.01)])
+def test_a_workers_next_attempt_comes_after_a_jiffy_whatever_is_freed_before(rules: Rules, retried_at: float) -> None:
+    async def main() -> None:
+        host = Host(rules, progress=1)
+        worker = Task("kworker/0:1H", pf_kthread=True, nice=-20)
+        worker.pf_wq_worker = True
+        request = asyncio.create_task(host.request(GFP_NOIO, task=worker))
+        await asyncio.sleep(0.002)
+        host.give_back(1000)
+        await request
+        assert now() == pytest.approx(retried_at)
 
     simulate(main())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.dev import ETH_P_IP, Kind, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.tcp_output import TcpSendQueue, send_control_packets
 from testbed.patches import Switches
-from tests.mm.machine import SERIES, VANILLA, without
+from tests.mm.machine import SERIES, VANILLA, with_rules, without
 from tests.net.host import FRAME_TRUESIZE, Host
 from tests.virtual_time import is_blocked, now, simulate
 
@@ -114,6 +116,44 @@ def test_a_sender_that_finds_no_memory_waits_for_it(
         await asyncio.wait_for(send, 1)
         queue.purge()
         assert host.machine.node.pages_leaked() == 0
+
+    simulate(main())
+
+
+def test_who_waits_for_send_buffer_is_woken_when_a_third_of_it_is_free() -> None:
+    async def main() -> None:
+        host = Host()
+        queue = sender(host, sndbuf=12 * PAGE_SIZE)
+        waiting = asyncio.create_task(send_pages(queue, 13))
+        assert await is_blocked(waiting, 60)
+        queue.tcp_clean_rtx_queue(3 * PAGE_SIZE)
+        assert await is_blocked(waiting, 60)
+        queue.tcp_clean_rtx_queue(5 * PAGE_SIZE)
+        assert not await is_blocked(waiting, 0)
+
+    async def send_pages(queue: TcpSendQueue, count: int) -> None:
+        for _ in range(count):
+            await queue.tcp_sendmsg(PAGE_SIZE, Task("nbd0"), nothing)
+
+    simulate(main())
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_the_socket_stays_locked_while_its_sender_waits_for_a_page(locked: bool) -> None:
+    async def main() -> None:
+        host = Host(with_rules(sendmsg_waits_locked=locked))
+        queue = TcpSendQueue(host.swap.sk, host.skb_memory, 1 << 20)
+        host.swap.sk.sk_allocation = GFP_NOIO
+        host.machine.drain(host.machine.node.zone.watermarks.min)
+        waiting = asyncio.create_task(queue.tcp_sendmsg(PAGE_SIZE, Task("nbd0"), nothing))
+        assert await is_blocked(waiting, 60)
+        batch = RxBatch.of_kinds(np.zeros(1, np.intp), [Kind(ETH_P_IP, host.swap, "swap")])
+        batch.end_seq = [100]
+        host.device.receive(batch)
+        assert (len(host.swap), host.swap.sk.owner is not None) == ((0, True) if locked else (1, False))
+        host.machine.give_back()
+        assert not await is_blocked(waiting, 1)
+        assert (len(host.swap), host.swap.sk.owner) == (1, None)
 
     simulate(main())
 

@@ -1,6 +1,7 @@
 """The grid: every combination of conditions that decide whether swap over the network survives, or a sample of it.
 
-Each point is one client whose tasks touch twice its memory while a neighbour floods three sockets that nobody reads.
+Each point is one client whose tasks touch more than its memory while a neighbour floods three sockets that nobody
+reads. The server is as slow as a disk, so that hosts of either kind swap at one rate, and are flooded for as long.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from testbed.size import format_size
 MinFree = Literal["default", "half", "double"]
 MIN_FREE: dict[MinFree, float] = {"default": 1, "half": 0.5, "double": 2}
 MTU = 1500
-TOUCHED = 2
-"""How many times its memory a client's tasks touch."""
+SWAPPED = 128 << 20
+"""Bytes that the tasks of a client touch beyond its memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def sample(points: Sequence[Point], seed: int) -> Iterator[Point]:
 def grid_topology() -> Topology:
     """What all points have in common."""
     topology = Topology("grid")
-    server = topology.add(NbdServer("server"))
+    server = topology.add(NbdServer("server", bandwidth="32M"))
     client = topology.add(SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(count=3)]))
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
@@ -118,7 +119,7 @@ def cell(point: Point, topology: Topology, common: RunOptions) -> Cell:
         flood_size=point.flood_size,
         tasks=point.tasks,
         bystander_buffer=point.bystander_buffer,
-        workload_total=TOUCHED * point.memory,
+        workload_total=point.memory + SWAPPED,
         mtu=max(MTU, point.flood_size),
     )
     patches = common.patches if point.patched else frozenset()

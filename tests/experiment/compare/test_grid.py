@@ -50,7 +50,7 @@ def test_a_cells_run_has_the_points_conditions() -> None:
     (other,) = resolve(plain.topology, plain.options.overrides).clients
     assert client.min_free_kbytes == pytest.approx(2 * other.min_free_kbytes, abs=1)
     assert (client.interface.mtu, other.interface.mtu) == (9000, 1500)
-    assert (client.workload.pages * 4096, client.workload.processes) == (128 << 20, 16)
+    assert (client.workload.pages * 4096, client.workload.processes) == (192 << 20, 16)
     assert {each.buffer for each in client.bystanders} == {4 << 20}
     assert (made.options.patches, plain.options.patches) == (frozenset(), frozenset(PATCHES))
     assert made.arguments["flood_size"] == 9000
