@@ -404,13 +404,15 @@ def at_slot(slot: int) -> Page:
     return page
 
 
-@pytest.mark.parametrize(("preset", "waits"), [("v9", False), ("3.6", False), ("6.1", True)])
-def test_128_requests_for_each_direction_or_with_blk_mq_for_both(preset: str, waits: bool) -> None:
+@pytest.mark.parametrize(("preset", "number", "waits"), [("v9", 128, False), ("3.6", 128, False), ("6.1", 256, True)])
+def test_128_requests_for_each_direction_or_256_for_both(preset: str, number: int, waits: bool) -> None:
+    """Blk-mq's queue has a depth of 128, and its scheduler twice as many requests (`blk_mq_init_sched`)."""
+
     async def main() -> None:
         device = NbdDevice(switches_of(preset))
-        reads = [at_slot(slot) for slot in range(2, 258, 2)]
+        reads = [at_slot(slot) for slot in range(2, 2 * number + 2, 2)]
         assert not await is_blocked(asyncio.create_task(device.submit_read(reads, 0)), 1)
-        assert len(device.channels[0].hctx.requests) == 128
+        assert len(device.channels[0].hctx.requests) == number
         late = [asyncio.create_task(submit([at_slot(1000)], 0)) for submit in (device.submit_read, device.submit_write)]
         assert [await is_blocked(task, 1) for task in late] == [True, waits]
         for task in late:
