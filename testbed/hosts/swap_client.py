@@ -198,12 +198,17 @@ class RealEdge:
         self._tcp_ack()
 
     async def drain(self) -> None:
-        """Take the last frames, until the kernel's own count of them agrees or there is no hope that it will."""
+        """Take the last frames, until no more come and the kernel's own count of them agrees, or there is no hope that
+        it will.
+        """
         deadline = time.monotonic() + DRAIN_TIMEOUT
+        before = -1
         while time.monotonic() < deadline:
             self.nic.receive()
-            if self.nic.wire_rx_packets() == self.nic.wire_frames + self.lost:
+            counted = self.nic.wire_rx_packets()
+            if counted == before == self.nic.wire_frames + self.lost:
                 return
+            before = counted
             await asyncio.sleep(0.01)
 
     def interfaces(self) -> dict[str, int]:
