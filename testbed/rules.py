@@ -100,7 +100,6 @@ class Rules:
     nr_requests: int = _rule(
         128, "requests of each direction until the submitter sleeps (mq-deadline: twice a queue's depth of 128, shared)"
     )
-    async_depth: int | None = _rule(None, "how many of them may be writes (mq-deadline, 5.14: three quarters)")
     nbd_sends_from: Literal["kthread", "workqueue"] = _rule(
         "kthread", "who sends nbd's requests: a thread of its own, or (4.10, blk-mq) a worker of kblockd"
     )
@@ -177,7 +176,6 @@ LINUX_6_1 = Rules(
     swap_readahead="vma",
     nbd_sends_from="workqueue",
     nr_requests=256,
-    async_depth=192,
     shared_tags=True,
     max_sectors_kb=128,
     sendmsg_waits_locked=True,

@@ -130,7 +130,6 @@ KERNEL_RULES = (
     ),
     *_stuck("swap_readahead", "mm/memory.py", 'rules.swap_readahead == "vma"', OFF_ON, VECTORS),
     *_stuck("nr_requests", "hosts/nbd_device.py", "rules.nr_requests", ("64", "256"), NBD),
-    *_stuck("async_depth", "hosts/nbd_device.py", "rules.async_depth", ("None", "3"), NBD),
     *_stuck("nbd_sends_from", "hosts/nbd_device.py", 'rules.nbd_sends_from == "workqueue"', OFF_ON, NBD),
     *_stuck("shared_tags", "hosts/nbd_device.py", "rules.shared_tags", OFF_ON, VECTORS),
     *_stuck("max_sectors_kb", "hosts/nbd_device.py", "rules.max_sectors_kb", ("127.5", "128"), VECTORS),

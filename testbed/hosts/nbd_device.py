@@ -98,9 +98,7 @@ class NbdDevice:
         self.nbd_timeouts = 0
         self.failed: str | None = None
         rules = switches.rules
-        self._request_list = RequestList(
-            rules.nr_requests, shared=rules.shared_tags, async_depth=rules.async_depth
-        )
+        self._request_list = RequestList(rules.nr_requests, shared=rules.shared_tags)
         self._max_pages = int(rules.max_sectors_kb * 1024) // PAGE_SIZE
         self._request_timeout = self.config.request_timeout
         self.channels = [Channel(number, self._max_pages, rules) for number in range(self.config.num_connections)]

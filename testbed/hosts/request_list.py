@@ -1,8 +1,7 @@
 """How many requests a block device may have at once, and who waits for one (block/blk-core.c, block/blk-mq-tag.c).
 
 Until blk-mq reads and writes have a list each, and many writes make the queue congested. With blk-mq they share the
-tags of the device's scheduler (mq-deadline, which keeps some for those that somebody waits for), and there is no
-congestion.
+tags of the device's scheduler (mq-deadline), and there is no congestion.
 """
 
 from __future__ import annotations
@@ -12,13 +11,12 @@ from testbed.mm.wait import WaitQueue
 
 
 class RequestList:
-    """`nr_requests` requests for each direction, or for both together (`shared`), then at most `async_depth` writes."""
+    """`nr_requests` requests for each direction, or for both together (`shared`)."""
 
     bdi: BackingDev
 
-    def __init__(self, nr_requests: int, *, shared: bool, async_depth: int | None = None) -> None:
+    def __init__(self, nr_requests: int, *, shared: bool) -> None:
         self.nr_requests = nr_requests
-        self._async_depth = nr_requests if async_depth is None else async_depth
         self.nr_congestion_on = nr_requests - nr_requests // 8 + 1
         self.nr_congestion_off = nr_requests - nr_requests // 8 - nr_requests // 16 - 1
         self._shared = shared
@@ -28,30 +26,23 @@ class RequestList:
 
     async def get_request(self, write: bool, nice: int) -> bool:
         """Take a request, waiting until there is one; False if the device has been closed."""
-        while self._taken(write) and not self._closed:
-            await self._wait[write].wait(nice=nice)
+        direction = write or self._shared
+        while self._count[direction] >= self.nr_requests and not self._closed:
+            await self._wait[direction].wait(nice=nice)
         if self._closed:
             return False
-        self._count[write] += 1
+        self._count[direction] += 1
         if write and not self._shared and self._count[write] >= self.nr_congestion_on:
             self.bdi.set_bdi_congested()
         return True
 
-    def _taken(self, write: bool) -> bool:
-        """Are all requests of this direction in use?"""
-        if not self._shared:
-            return self._count[write] >= self.nr_requests
-        return sum(self._count.values()) >= self.nr_requests or (write and self._count[write] >= self._async_depth)
-
     def freed_request(self, write: bool) -> None:
         """Give a request back."""
-        self._count[write] -= 1
+        direction = write or self._shared
+        self._count[direction] -= 1
         if write and not self._shared and self._count[write] < self.nr_congestion_off:
             self.bdi.clear_bdi_congested()
-        if self._shared:
-            write = not self._wait[False]
-        if not self._taken(write):
-            self._wait[write].wake(1)
+        self._wait[direction].wake(1)
 
     def close(self) -> None:
         """Let nobody wait any more."""

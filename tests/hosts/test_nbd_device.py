@@ -315,16 +315,6 @@ def test_who_sends(client: FakeClient, nbd_sends_from: str) -> None:
     simulate(main())
 
 
-@pytest.mark.parametrize(("async_depth", "waits"), [(None, False), (3, True)])
-def test_writers_wait_for_each_other_at_async_depth(client: FakeClient, async_depth: int | None, waits: bool) -> None:
-    async def main() -> None:
-        rig = Rig(client, with_rules(shared_tags=True, async_depth=async_depth))
-        writing = rig.device.submit_write(rig.dirty_pages(4, step=2), 0)
-        assert await is_blocked(asyncio.create_task(writing), 60) == waits
-
-    simulate(main())
-
-
 def test_a_connection_dies_while_its_socket_is_locked(client: FakeClient) -> None:
     """What waited for the sender to let go is received then, and no page of it is kept."""
 

@@ -13,8 +13,8 @@ from testbed.rules import LINUX_3_6, LINUX_6_1
 from tests.virtual_time import is_blocked, simulate
 
 
-def request_list(*, shared: bool, async_depth: int | None = None) -> RequestList:
-    requests = RequestList(128, shared=shared, async_depth=async_depth)
+def request_list(*, shared: bool) -> RequestList:
+    requests = RequestList(128, shared=shared)
     requests.bdi = BackingDev(VmStat())
     return requests
 
@@ -34,39 +34,9 @@ def test_the_129th_writer_sleeps_and_so_do_readers_if_they_share(shared: bool, r
         assert await is_blocked(writer, 60)
         assert await is_blocked(reader, 60) == readers_wait
         requests.freed_request(True)
-        requests.freed_request(True)
         assert not await is_blocked(writer, 1)
-        assert not await is_blocked(reader, 1)
-
-    simulate(main())
-
-
-def test_whoever_reads_gets_a_shared_request_before_whoever_writes() -> None:
-    async def main() -> None:
-        requests = request_list(shared=True)
-        await take(requests, 128, write=False)
-        writer = asyncio.create_task(requests.get_request(True, 0))
-        assert await is_blocked(writer, 1)
-        reader = asyncio.create_task(requests.get_request(False, 0))
-        assert await is_blocked(reader, 1)
-        requests.freed_request(False)
-        assert not await is_blocked(reader, 1)
-        assert await is_blocked(writer, 1)
-
-    simulate(main())
-
-
-def test_beyond_async_depth_only_readers_get_a_request() -> None:
-    async def main() -> None:
-        requests = request_list(shared=True, async_depth=96)
-        await take(requests, 96, write=True)
-        writer = asyncio.create_task(requests.get_request(True, 0))
-        assert await is_blocked(writer, 60)
-        await take(requests, 32, write=False)
-        requests.freed_request(False)
-        assert await is_blocked(writer, 60)
         requests.freed_request(True)
-        assert not await is_blocked(writer, 1)
+        assert not await is_blocked(reader, 1)
 
     simulate(main())
 
@@ -114,4 +84,3 @@ def test_whoever_waits_for_a_request_of_a_closed_device_gets_none() -> None:
 def test_the_kernels_differ_in_number_tags_and_size() -> None:
     assert (LINUX_3_6.nr_requests, LINUX_3_6.shared_tags, LINUX_3_6.max_sectors_kb) == (128, False, 127.5)
     assert (LINUX_6_1.nr_requests, LINUX_6_1.shared_tags, LINUX_6_1.max_sectors_kb) == (256, True, 128)
-    assert (LINUX_3_6.async_depth, LINUX_6_1.async_depth) == (None, 192)
