@@ -19,7 +19,7 @@ from testbed.experiment.compare.agreement import (
     measure,
     outcomes_agree,
 )
-from testbed.experiment.compare.explanations import explain
+from testbed.experiment.compare.explanations import drops_by_chance, explain
 from testbed.experiment.compare.runs import HOSTS, Cell, Host, Run
 from testbed.experiment.result import Outcome
 
@@ -89,7 +89,9 @@ class Comparison(msgspec.Struct, kw_only=True):
         self.cells = [self._cell(cell, by_cell[cell.name]) for cell in cells if by_cell[cell.name]]
         judged = [cell.agree for cell in self.cells if cell.agree is not None]
         self.outcome_agreement = sum(judged) / len(judged) if judged else None
-        self.disagreements = [found for cell in self.cells for found in self._disagreements(cell)]
+        self.disagreements = [
+            found for cell in self.cells for found in self._disagreements(cell, by_cell[cell.name])
+        ]
         self.errors = [f"{', '.join(map(str, e.key))}: {e.evidence}" for e in runs if e.outcome == "error"]
         self.complete = self.runs == len(cells) * len(self.hosts) * self.repetitions
 
@@ -109,11 +111,12 @@ class Comparison(msgspec.Struct, kw_only=True):
         reference = measured[self.reference]
         return {host: found if host == self.reference else found.against(reference) for host, found in measured.items()}
 
-    def _disagreements(self, cell: CellResult) -> Iterator[Disagreement]:
+    def _disagreements(self, cell: CellResult, runs: Sequence[Run]) -> Iterator[Disagreement]:
         for host in self.others:
             ours, theirs = cell.outcomes[host], cell.outcomes[self.reference]
             if outcomes_agree(ours, theirs) is False:
-                why = explain("outcome", host, self.reference, cell.arguments)
+                of_both = [run for run in runs if run.host in (host, self.reference) and run.outcome != "error"]
+                why = explain("outcome", host, self.reference, cell.arguments) or drops_by_chance(of_both)
                 yield Disagreement(cell.name, "outcome", host, in_words(ours), in_words(theirs), why)
             elif "deadlock" not in commonest(theirs):
                 yield from self._counters_out_of_bounds(cell, host)

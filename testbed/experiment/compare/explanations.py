@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from testbed.experiment.compare.runs import Host
+from testbed.experiment.compare.runs import Host, Run
+
+FEW = 0.01
+"""So small a share of a flood's frames comes to sit in the reserve, or does not, by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +38,16 @@ def explain(
         if (each.what, each.host, each.reference) == (what, host, reference) and each.holds(arguments):
             return each.why
     return None
+
+
+def drops_by_chance(runs: Sequence[Run]) -> str | None:
+    """Why hosts that all did their work, and lost nothing, differ in whether the flood had a frame dropped for its
+    memory; None if that is not how they differ, or if it was no small matter.
+    """
+    if any(set(run.failed) - {"drops happen"} for run in runs):
+        return None
+    dropped = [run.counters.get("PFMemallocDrop", 0) for run in runs]
+    frames = [run.counters.get("InDatagrams", 0) + run.counters.get("RcvbufErrors", 0) for run in runs]
+    if any(count > FEW * of for count, of in zip(dropped, frames, strict=True)):
+        return None
+    return f"all came through; the flood hardly reached the reserve (PFMemallocDrop {min(dropped)} to {max(dropped)})"

@@ -32,7 +32,7 @@ class Key(NamedTuple):
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run, and what a comparison needs of it. `seconds` is how long the workload took, None if it did not end;
-    `evidence` is what the check of progress saw."""
+    `evidence` is what the check of progress saw, and `failed` are the names of the checks that did not hold."""
 
     cell: str
     host: Host
@@ -43,6 +43,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     evidence: str
     counters: dict[str, int]
     directory: str
+    failed: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -81,4 +82,5 @@ def run(key: Key, seed: int, result: Result) -> Run:
         evidence=result.error or progress,
         counters=counters | {"reserve_min_free": result.memory.reserve_min_free},
         directory=result.directory,
+        failed=tuple(check.name for check in result.checks if check.ok is False),
     )

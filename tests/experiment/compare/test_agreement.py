@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 
+import msgspec
 import pytest
 
 from testbed.experiment.compare import comparison as module
 from testbed.experiment.compare.agreement import BOUNDS, Measured, in_bounds, measure, outcomes_agree, ratio
 from testbed.experiment.compare.comparison import Comparison, reference_of
-from testbed.experiment.compare.explanations import KNOWN, Known, explain
+from testbed.experiment.compare.explanations import KNOWN, Known, drops_by_chance, explain
 from testbed.experiment.compare.runs import HOSTS, Host, Run
 from testbed.experiment.result import Outcome
 from tests.experiment.compare.planted import cell, runs
@@ -171,3 +172,20 @@ def test_known_differences_are_about_what_can_differ() -> None:
         assert each.what in {"outcome", *BOUNDS}
         assert HOSTS.index(each.reference) < HOSTS.index(each.host)
         assert each.why
+
+
+@pytest.mark.parametrize(
+    ("failed", "dropped", "explained"),
+    [(("drops happen",), 336, True), (("drops happen",), 3360, False), (("drops happen", "integrity"), 336, False)],
+)
+def test_a_flood_that_hardly_reached_the_reserve_explains_that_nothing_was_dropped(
+    failed: tuple[str, ...], dropped: int, explained: bool
+) -> None:
+    (ours,) = runs("emulated", "f", PFMemallocDrop=[0], RcvbufErrors=[200_000])
+    theirs = runs("kernel", "p", PFMemallocDrop=[dropped], RcvbufErrors=[200_000])
+    ours = msgspec.structs.replace(ours, failed=failed)
+    found = compared([ours], theirs)
+    (differs,) = [each for each in found.disagreements if each.what == "outcome"]
+    assert (differs.explanation is not None) == explained
+    assert (drops_by_chance([ours, *theirs]) is not None) == explained
+    assert found.outcome_agreement == 0.0, "explained or not, it is a disagreement"
