@@ -12,6 +12,7 @@ is judged by the time it takes shares the machine with computing at most.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from typing import Any
 
@@ -56,6 +57,7 @@ def required_of_all() -> bool:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and all it starts
     if required_of_all():
         config.option.testbed_require = ",".join(["all", *(f"-{name}" for name in NOT_REQUIRED)])
 
