@@ -7,7 +7,6 @@ import asyncio
 import pytest
 
 from testbed.mm.gfp import GFP_KERNEL
-from testbed.mm.page_alloc import JIFFY
 from testbed.mm.scan_control import ScanControl
 from testbed.mm.sched import Task
 from testbed.mm.stall import CongestionWait, Reason, ReclaimThrottle
@@ -88,7 +87,7 @@ def test_a_write_that_leaves_the_queue_uncongested_ends_a_congestion_wait() -> N
 
 
 @pytest.mark.parametrize(
-    ("reason", "seconds"), [(Reason.WRITEBACK, 0.1), (Reason.ISOLATED, 0.02), (Reason.NOPROGRESS, JIFFY)]
+    ("reason", "seconds"), [(Reason.WRITEBACK, 0.1), (Reason.ISOLATED, 0.02), (Reason.NOPROGRESS, 0.01)]
 )
 @pytest.mark.parametrize(
     ("task", "kswapd", "exempt"),
@@ -150,7 +149,7 @@ def test_no_progress_is_a_reason_to_wait_when_most_of_memory_is_being_written(
         sc = scanned(priority)
         sc.nr_reclaimed = reclaimed
         await machine.node.vmscan.stall.zones_scanned(sc)
-        assert now() == (pytest.approx(JIFFY) if waits else 0)
+        assert now() == (pytest.approx(0.01) if waits else 0)
 
     simulate(main())
 
