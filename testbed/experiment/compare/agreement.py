@@ -7,8 +7,9 @@ both hosts came to the end of their work: how much of it was done when a host hu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from statistics import median
+from collections.abc import Iterable, Sequence
+from math import comb
+from statistics import mean, median
 from typing import Final
 
 import msgspec
@@ -73,6 +74,32 @@ def outcomes_agree(one: dict[Outcome, int], other: dict[Outcome, int]) -> bool |
     """Whether the commonest outcomes are the same; None if a host has no run that could be judged."""
     ours, theirs = commonest(one), commonest(other)
     return ours == theirs if ours and theirs else None
+
+
+def repeatability(cells: Iterable[dict[Outcome, int]]) -> float | None:
+    """How often two runs of a host under the same conditions have the same outcome; None if nothing was run twice.
+
+    Each cell weighs the same. Runs of a perfect model agree with a reference's as often as the reference's own do.
+    """
+    shares = [share for share in map(_same_of_two, cells) if share is not None]
+    return mean(shares) if shares else None
+
+
+def _same_of_two(outcomes: dict[Outcome, int]) -> float | None:
+    judged = [count for outcome, count in outcomes.items() if outcome != "error"]
+    pairs = comb(sum(judged), 2)
+    return sum(comb(count, 2) for count in judged) / pairs if pairs else None
+
+
+def share(judged: Iterable[bool | None]) -> float | None:
+    """The part of what could be judged that holds; None if nothing could be."""
+    holds = [each for each in judged if each is not None]
+    return mean(holds) if holds else None
+
+
+def majority(true: int, of: int) -> bool | None:
+    """What was true more often than not; None if neither was."""
+    return None if 2 * true == of else 2 * true > of
 
 
 def count_outcomes(outcomes: Sequence[Outcome]) -> dict[Outcome, int]:

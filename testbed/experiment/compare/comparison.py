@@ -16,8 +16,11 @@ from testbed.experiment.compare.agreement import (
     commonest,
     count_outcomes,
     in_bounds,
+    majority,
     measure,
     outcomes_agree,
+    repeatability,
+    share,
 )
 from testbed.experiment.compare.explanations import drops_by_chance, explain
 from testbed.experiment.compare.runs import HOSTS, Cell, Host, Run
@@ -36,14 +39,24 @@ class Disagreement(msgspec.Struct, frozen=True):
 
 
 class CellResult(msgspec.Struct, kw_only=True):
-    """What came out under the same conditions. `agree`: whether all hosts have the reference's outcome, None if one
-    has no run that could be judged. `counters` are those that every host has."""
+    """What came out under the same conditions. `completed` are the runs that came to the end of their work. `agree`:
+    whether all hosts have the reference's outcome, None if one has no run that could be judged. `counters` are those
+    that every host has."""
 
     name: str
     arguments: dict[str, Any]
     outcomes: dict[Host, dict[Outcome, int]] = {}
+    completed: dict[Host, int] = {}
     counters: dict[str, dict[Host, Measured]] = {}
     agree: bool | None = None
+
+    @property
+    def completion_agrees(self) -> bool | None:
+        """Whether most runs of all hosts completed, or most of none; None if a host has no run that could be judged."""
+        if self.agree is None:
+            return None
+        judged = {host: sum(found.values()) - found.get("error", 0) for host, found in self.outcomes.items()}
+        return len({majority(self.completed[host], of) for host, of in judged.items()}) == 1
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -56,8 +69,10 @@ class Refused(msgspec.Struct, frozen=True):
 
 class Comparison(msgspec.Struct, kw_only=True):
     """The whole of `compare.json`. `outcome_agreement` is the part of the cells, of those that could be judged, in
-    which the outcomes agree; `errors` has a line for each run that broke down. `complete` is False if some runs are
-    missing."""
+    which the outcomes agree, and `completion_agreement` the part in which most runs of every host came to the end of
+    their work, or most of none did, whatever else they found. `repeatability` is how often two runs of a host in one
+    cell had the same outcome (None: nothing was run twice): the reference's is what a perfect model would reach.
+    `errors` has a line for each run that broke down. `complete` is False if some runs are missing."""
 
     topology: str
     hosts: list[Host]
@@ -68,6 +83,8 @@ class Comparison(msgspec.Struct, kw_only=True):
     cells: list[CellResult] = []
     refused: list[Refused] = []
     outcome_agreement: float | None = None
+    completion_agreement: float | None = None
+    repeatability: dict[Host, float | None] = {}
     disagreements: list[Disagreement] = []
     errors: list[str] = []
     complete: bool = False
@@ -87,18 +104,18 @@ class Comparison(msgspec.Struct, kw_only=True):
             by_cell[each.cell].append(each)
         self.runs = len(runs)
         self.cells = [self._cell(cell, by_cell[cell.name]) for cell in cells if by_cell[cell.name]]
-        judged = [cell.agree for cell in self.cells if cell.agree is not None]
-        self.outcome_agreement = sum(judged) / len(judged) if judged else None
-        self.disagreements = [
-            found for cell in self.cells for found in self._disagreements(cell, by_cell[cell.name])
-        ]
+        self.outcome_agreement = share(cell.agree for cell in self.cells)
+        self.completion_agreement = share(cell.completion_agrees for cell in self.cells)
+        self.repeatability = {host: repeatability(cell.outcomes[host] for cell in self.cells) for host in self.hosts}
+        self.disagreements = [found for cell in self.cells for found in self._disagreements(cell, by_cell[cell.name])]
         self.errors = [f"{', '.join(map(str, e.key))}: {e.evidence}" for e in runs if e.outcome == "error"]
         self.complete = self.runs == len(cells) * len(self.hosts) * self.repetitions
 
     def _cell(self, cell: Cell, runs: Sequence[Run]) -> CellResult:
         by_host = {host: [each for each in runs if each.host == host] for host in self.hosts}
         outcomes = {host: count_outcomes([each.outcome for each in made]) for host, made in by_host.items()}
-        result = CellResult(name=cell.name, arguments=dict(cell.arguments), outcomes=outcomes)
+        completed = {host: sum(each.completed for each in made) for host, made in by_host.items()}
+        result = CellResult(name=cell.name, arguments=dict(cell.arguments), outcomes=outcomes, completed=completed)
         agreed = [outcomes_agree(outcomes[host], outcomes[self.reference]) for host in self.others]
         result.agree = None if None in agreed else all(agreed)
         sound = {host: [each for each in made if each.outcome != "error"] for host, made in by_host.items()}

@@ -50,6 +50,11 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         """What it is called."""
         return Key(self.cell, self.host, self.repetition)
 
+    @property
+    def completed(self) -> bool:
+        """Whether it came to the end of its work without a stall, whatever other checks found."""
+        return self.outcome == "pass" or (self.outcome == "fail" and "progress" not in self.failed)
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:

@@ -37,6 +37,10 @@ def show(console: Console, comparison: Comparison) -> None:
         console.print(f"        {why}", highlight=False, soft_wrap=True)
     for line in comparison.errors:
         console.print(f"could not be judged: {escape(line)}", style="yellow", highlight=False, soft_wrap=True)
+    for host, share in comparison.repeatability.items():
+        if share is not None:
+            words = f"two runs of one cell on {host} have the same outcome {share:.1%} of the time"
+            console.print(words, highlight=False, soft_wrap=True)
     console.print(_conclusion(comparison), highlight=False, soft_wrap=True)
 
 
@@ -122,5 +126,6 @@ def _conclusion(comparison: Comparison) -> str:
     words = f"{len(comparison.disagreements)} disagreements, {unexplained} of them not explained"
     if comparison.outcome_agreement is None:
         return "nothing could be compared"
-    agree = f"outcomes agree in {comparison.outcome_agreement:.1%} of the cells; {words}"
+    completion = f"whether the work was completed in {comparison.completion_agreement:.1%}"
+    agree = f"outcomes agree in {comparison.outcome_agreement:.1%} of the cells, {completion}; {words}"
     return agree if comparison.complete else f"[yellow]some runs are missing[/]: {agree}"

@@ -8,7 +8,15 @@ import msgspec
 import pytest
 
 from testbed.experiment.compare import comparison as module
-from testbed.experiment.compare.agreement import BOUNDS, Measured, in_bounds, measure, outcomes_agree, ratio
+from testbed.experiment.compare.agreement import (
+    BOUNDS,
+    Measured,
+    in_bounds,
+    measure,
+    outcomes_agree,
+    ratio,
+    repeatability,
+)
 from testbed.experiment.compare.comparison import Comparison, reference_of
 from testbed.experiment.compare.explanations import KNOWN, Known, drops_by_chance, explain
 from testbed.experiment.compare.runs import HOSTS, Host, Run
@@ -194,3 +202,27 @@ def test_a_flood_that_hardly_reached_the_reserve_explains_that_nothing_was_dropp
     assert (differs.explanation is not None) == explained
     assert (drops_by_chance([ours, *theirs]) is not None) == explained
     assert found.outcome_agreement == 0.0, "explained or not, it is a disagreement"
+
+
+def test_hosts_that_complete_may_differ_in_what_else_they_found() -> None:
+    (ours,) = runs("emulated", "f", PFMemallocDrop=[0], InDatagrams=[10], RcvbufErrors=[0])
+    ours = msgspec.structs.replace(ours, failed=("drops happen",))
+    found = compared([ours], runs("kernel", "p", PFMemallocDrop=[1], InDatagrams=[9], RcvbufErrors=[0]))
+    assert found.cells[0].completed == {"emulated": 1, "kernel": 1}
+    assert (found.outcome_agreement, found.completion_agreement) == (0.0, 1.0)
+    stalled = compared([msgspec.structs.replace(ours, failed=("progress",))], runs("kernel", "p"))
+    assert (stalled.outcome_agreement, stalled.completion_agreement) == (0.0, 0.0)
+    assert compared(runs("emulated", "e"), runs("kernel", "p")).completion_agreement is None
+
+
+def test_a_reference_that_is_not_sure_itself_is_told() -> None:
+    found = compared(runs("emulated", "ppp"), runs("kernel", "ppd"))
+    assert found.repeatability == {"emulated": 1.0, "kernel": pytest.approx(1 / 3)}
+    once = compared(runs("emulated", "p"), runs("kernel", "pe"))
+    assert once.repeatability == {"emulated": None, "kernel": None}
+
+
+def test_every_cell_weighs_the_same_in_how_well_runs_repeat() -> None:
+    assert repeatability([{"pass": 4}, {"pass": 1, "deadlock": 1}, {"fail": 1}]) == 0.5
+    assert repeatability([{"pass": 1}]) is None
+    assert repeatability([]) is None
