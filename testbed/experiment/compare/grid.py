@@ -2,6 +2,8 @@
 
 Each point is one client whose tasks touch more than its memory while a neighbour floods three sockets that nobody
 reads. The server is as slow as a disk, so that hosts of either kind swap at one rate, and are flooded for as long.
+Every few seconds min_free_kbytes is raised for a second. What was above the reserve is then in it, so that frames of
+every flood come to sit there: without that, whether a slow flood ever gets so far is chance, on a real kernel, too.
 """
 
 from __future__ import annotations
@@ -36,6 +38,9 @@ MIN_FREE: dict[MinFree, float] = {"default": 1, "half": 0.5, "double": 2}
 MTU = 1500
 SWAPPED = 128 << 20
 """Bytes that the tasks of a client touch beyond its memory."""
+RAISED = 4
+"""How many times as large min_free_kbytes is while it is raised."""
+RAISED_EVERY_S, RAISED_FOR_S, RAISED_UNTIL_S = 3, 1, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +100,8 @@ def sample(points: Sequence[Point], seed: int) -> Iterator[Point]:
         yield point
 
 
-def grid_topology() -> Topology:
-    """What all points have in common."""
+def grid_topology(min_free_kbytes: int) -> Topology:
+    """What all points have in common; `min_free_kbytes`, in KiB, is the client's when it is not raised."""
     topology = Topology("grid")
     server = topology.add(NbdServer("server", bandwidth="32M"))
     client = topology.add(SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(count=3)]))
@@ -104,17 +109,21 @@ def grid_topology() -> Topology:
     topology.connect(server, client, noise)
     topology.workload(client, LinearTouch())
     topology.flood(noise, client, UdpFlood())
+    raised = topology.memory_of(client).min_free_kbytes(kbytes=RAISED * min_free_kbytes)
+    for second in range(RAISED_EVERY_S, RAISED_UNTIL_S, RAISED_EVERY_S):
+        topology.at(second, raised, until=second + RAISED_FOR_S)
     return topology
 
 
-def cell(point: Point, topology: Topology, common: RunOptions) -> Cell:
+def cell(point: Point, common: RunOptions) -> Cell:
     """The runs of a point."""
     rules = PRESETS[common.overrides.preset].rules
     default = compute(point.memory // PAGE_SIZE, None, rules).min_free_kbytes
+    min_free_kbytes = int(default * MIN_FREE[point.min_free])
     overrides = replace(
         common.overrides,
         memory=point.memory,
-        min_free_kbytes=int(default * MIN_FREE[point.min_free]),
+        min_free_kbytes=min_free_kbytes,
         flood=point.flood,
         flood_size=point.flood_size,
         tasks=point.tasks,
@@ -123,20 +132,21 @@ def cell(point: Point, topology: Topology, common: RunOptions) -> Cell:
         mtu=max(MTU, point.flood_size),
     )
     patches = common.patches if point.patched else frozenset()
-    return Cell(point.name, topology, replace(common, overrides=overrides, patches=patches), asdict(point))
+    options = replace(common, overrides=overrides, patches=patches)
+    return Cell(point.name, grid_topology(min_free_kbytes), options, asdict(point))
 
 
 def choose(common: RunOptions, count: int | None, seed: int) -> tuple[list[Cell], list[Refused]]:
     """`count` cells of the grid that can exist (None: all), and those that were met on the way and cannot."""
-    topology, points = grid_topology(), whole_grid()
+    points = whole_grid()
     cells: list[Cell] = []
     refused: list[Refused] = []
     for point in points if count is None else sample(points, seed):
         if len(cells) == count:
             break
-        candidate = cell(point, topology, common)
+        candidate = cell(point, common)
         try:
-            resolve(topology, candidate.options.overrides)
+            resolve(candidate.topology, candidate.options.overrides)
         except TopologyError as error:
             refused.append(Refused(candidate.name, dict(candidate.arguments), str(error)))
         else:

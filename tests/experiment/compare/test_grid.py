@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 
 from testbed.experiment.arguments import RunOptions
-from testbed.experiment.compare.grid import DIMENSIONS, VALUES, Point, cell, choose, grid_topology, sample, whole_grid
+from testbed.experiment.compare.grid import DIMENSIONS, VALUES, Point, cell, choose, sample, whole_grid
 from testbed.experiment.plan import Overrides, resolve
 from testbed.patches import PATCHES
 
@@ -45,7 +45,7 @@ def test_a_sample_takes_every_value_as_often_as_any_other(seed: int, number: int
 def test_a_cells_run_has_the_points_conditions() -> None:
     point = Point(64 << 20, "double", 2000, 9000, 16, 4 << 20, False)
     default = Point(64 << 20, "default", 2000, 1400, 16, 4 << 20, True)
-    made, plain = (cell(each, grid_topology(), COMMON) for each in (point, default))
+    made, plain = (cell(each, COMMON) for each in (point, default))
     (client,) = resolve(made.topology, made.options.overrides).clients
     (other,) = resolve(plain.topology, plain.options.overrides).clients
     assert client.min_free_kbytes == pytest.approx(2 * other.min_free_kbytes, abs=1)
@@ -54,6 +54,14 @@ def test_a_cells_run_has_the_points_conditions() -> None:
     assert {each.buffer for each in client.bystanders} == {4 << 20}
     assert (made.options.patches, plain.options.patches) == (frozenset(), frozenset(PATCHES))
     assert made.arguments["flood_size"] == 9000
+
+
+def test_in_every_cell_the_reserve_is_raised_now_and_then() -> None:
+    for min_free in ("half", "default", "double"):
+        made = cell(Point(64 << 20, min_free, 2000, 1400, 16, 4 << 20, True), COMMON)
+        plan = resolve(made.topology, made.options.overrides)
+        raised = {each.arguments["kbytes"] for each in plan.schedule if each.arguments}
+        assert raised == {4 * plan.clients[0].min_free_kbytes}
 
 
 def test_half_of_the_sample_is_not_patched() -> None:
