@@ -35,7 +35,11 @@ def _patch(number: int, title: str, *depends_on: int, acts_on: str = "") -> Patc
 PATCHES: dict[int, Patch] = {
     patch.number: patch
     for patch in (
-        _patch(1, "mm: Serialize access to min_free_kbytes", acts_on="several writers of min_free_kbytes"),
+        _patch(
+            1,
+            "mm: Serialize access to min_free_kbytes",
+            acts_on="several zones, and two writers of min_free_kbytes at once",
+        ),
         _patch(2, "mm: sl[au]b: Add knowledge of PFMEMALLOC reserve pages"),
         _patch(3, "mm: slub: Optimise the SLUB fast path to avoid pfmemalloc checks", 2),
         _patch(4, "mm: Introduce __GFP_MEMALLOC to allow access to emergency reserves"),

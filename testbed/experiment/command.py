@@ -48,7 +48,8 @@ def simulate(topology: Topology, options: RunOptions) -> int:
 def _conclude(once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        check_acting(options.patches, acting(resolve(topology, options.overrides).clients), options.force)
+        plan = resolve(topology, options.overrides)
+        check_acting(options.patches, acting(plan.clients, plan.schedule), options.force)
         result = once(topology, options)
     except (CannotRun, LabError, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)

@@ -412,7 +412,7 @@ class Coordinator:
         return ClientEvidence(
             name=client.plan.name,
             ring=client.plan.ring,
-            acting=acting([client.plan]),
+            acting=acting([client.plan], self.plan.schedule),
             report=client.report,
             samples=client.samples,
             canary_before=client.canary_before,

@@ -21,6 +21,11 @@ def witnesses(counters: Mapping[str, int], netstat: NetStat, nbd_sends: tuple[in
     c = counters
     with_memalloc, without_memalloc = nbd_sends
     rows: dict[int, tuple[int, int, str]] = {
+        1: (
+            c["wmark_setups_serialized"] + c["wmark_setups_mixed"],
+            c["wmark_setups_serialized"],
+            "writers of min_free_kbytes that waited for another",
+        ),
         2: (c["no_watermark_slabs"], c["slab_pfmemalloc_pages"], "slab pages from the reserve marked pfmemalloc"),
         3: (
             c["slab_pfmemalloc_leaked"] + c["slab_fast_path_refused"],

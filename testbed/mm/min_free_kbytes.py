@@ -36,6 +36,7 @@ class MinFreeKbytes:
     async def setup_per_zone_wmarks(self, current: Task) -> None:
         """Recompute every zone's watermarks; with patch 01 under zonelists_mutex."""
         if not self._switches.serialize_min_free_kbytes:
+            self._vmstat.wmark_setups_mixed += self._writers > 0
             await self._setup_per_zone_wmarks(current)
             return
         self._vmstat.wmark_setups_serialized += self._zonelists_mutex.locked()

@@ -66,6 +66,7 @@ RESERVE_EVENTS = (
     "slab_pfmemalloc_mismatch",
     "mempolicy_ignored",
     "mempolicy_kept",
+    "wmark_setups_mixed",
     "wmark_setups_serialized",
     "wmark_setups_torn",
     "slab_partial_leaked",
@@ -141,6 +142,7 @@ class VmStat:
     slab_pfmemalloc_mismatch: int
     mempolicy_ignored: int
     mempolicy_kept: int
+    wmark_setups_mixed: int
     wmark_setups_serialized: int
     wmark_setups_torn: int
     slab_partial_leaked: int

@@ -11,6 +11,7 @@ from testbed.experiment import command
 from testbed.experiment.acting import acting
 from testbed.experiment.arguments import parse_run
 from testbed.experiment.checks import switch_took_effect
+from testbed.experiment.faults.step import Step
 from testbed.experiment.plan import resolve
 from testbed.hosts.plan import ClientPlan
 from testbed.patches import ALWAYS_ACTING, PATCHES
@@ -45,6 +46,18 @@ def test_on_a_real_kernel_those_act_that_it_can_do_without(slab: str, idle: set[
 
 def test_one_client_that_has_it_is_enough() -> None:
     assert acting([client_plan(), client_plan(driver="frag")]) == ALWAYS_ACTING | {10}
+
+
+def test_patch_01_acts_where_two_write_the_watermarks_of_several_zones_at_once() -> None:
+    def write(time: float, target: str = "client") -> Step:
+        return Step(time, "set", target, "min_free_kbytes", {"kbytes": 1024})
+
+    two_zones, one_zone = client_plan(zones="x86_64"), client_plan()
+    together = (write(1), write(2), write(2))
+    assert acting([two_zones], together) == ALWAYS_ACTING | {1}
+    assert acting([one_zone], together) == ALWAYS_ACTING
+    assert acting([two_zones], (write(1), write(2))) == ALWAYS_ACTING
+    assert acting([two_zones], (write(2), write(2, "other"))) == ALWAYS_ACTING
 
 
 def test_every_condition_is_about_a_patch_that_says_so() -> None:

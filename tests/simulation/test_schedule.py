@@ -51,6 +51,28 @@ def test_a_schedule_is_carried_out_to_the_moment_and_the_same_every_time() -> No
     assert again.evidence.clients[0].report == first.evidence.clients[0].report
 
 
+def write_twice(topology: Any, server: Any, client: Any, noise: Any) -> None:
+    memory = topology.memory_of(client)
+    topology.at(0.25, memory.min_free_kbytes(kbytes=1024), until=0.5).at(0.25, memory.min_free_kbytes(kbytes=512))
+
+
+@pytest.mark.parametrize(
+    ("off", "serialized", "mixed", "words"),
+    [(set(), 2, 0, "seen at work: patch 1,"), ({1}, 0, 2, "seen to be off: patch 1")],
+)
+def test_with_patch_01_the_second_writer_of_min_free_kbytes_waits_for_the_first(
+    off: set[int], serialized: int, mixed: int, words: str
+) -> None:
+    two_zones = faulty_plan(write_twice, memory="24M", zones="x86_64", server={"bandwidth": "16M"})
+    what = scheduled(two_zones, NO_OTHERS, seed=1, time_limit=60.0)
+    evidence = simulate.execute(what, frozenset(PATCHES) - off, 1, LIMITS, Silent()).evidence
+    assert evidence.clients[0].report is not None
+    counters = evidence.clients[0].report["counters"]
+    assert (counters["wmark_setups_serialized"], counters["wmark_setups_mixed"]) == (serialized, mixed)
+    (switches,) = (check for check in judge(evidence).checks if check.name == "the switch took effect")
+    assert (switches.ok, words in switches.evidence) == (True, True), switches.evidence
+
+
 @pytest.mark.parametrize(
     ("declare", "words"),
     [

@@ -14,7 +14,7 @@ from testbed.experiment.faults.hosts import Hosts
 from testbed.experiment.faults.kinds import layer_of
 from testbed.experiment.faults.nemesis import Nemesis, draw
 from testbed.experiment.faults.recorded import load_schedule
-from testbed.experiment.faults.step import BadSchedule, Schedule, numbered, seeded
+from testbed.experiment.faults.step import BadSchedule, Schedule, check_clears, seeded
 from testbed.experiment.plan import Plan
 from testbed.experiment.topology import TopologyError
 
@@ -67,7 +67,7 @@ def with_schedule(plan: Plan, schedule: Schedule) -> Plan:
 def check(plan: Plan, schedule: Schedule, time_limit: float) -> None:
     """Raises BadSchedule unless every step can be carried out."""
     hosts = Hosts(plan)
-    numbered(schedule)
+    check_clears(schedule)
     for step in schedule:
         if not 0 <= step.time < time_limit:
             raise BadSchedule(f"at {step.time:g} s: {step.kind} comes after the time limit of {time_limit:g} s")

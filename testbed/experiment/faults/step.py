@@ -63,9 +63,26 @@ def numbered(steps: Iterable[Step]) -> Schedule:
             continue
         ended = active.pop(step.what, [])
         if not ended:
-            raise BadSchedule(f"at {step.time:g} s: {step.target} has no {step.kind} that could be cleared")
+            raise _nothing_to_clear(step)
         found += [replace(each, time=step.time, action="clear") for each in ended]
     return tuple(found)
+
+
+def check_clears(schedule: Schedule) -> None:
+    """Raises BadSchedule if a step clears a fault that is not set then."""
+    active: set[tuple[int, tuple[str, str]]] = set()
+    for step in schedule:
+        fault = (step.number, step.what)
+        if step.action == "set":
+            active.add(fault)
+        elif fault not in active:
+            raise _nothing_to_clear(step)
+        else:
+            active.remove(fault)
+
+
+def _nothing_to_clear(step: Step) -> BadSchedule:
+    return BadSchedule(f"at {step.time:g} s: {step.target} has no {step.kind} that could be cleared")
 
 
 def seeded(schedule: Schedule, seed: int) -> Schedule:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from testbed import Bystander, Neighbour, TopologyError
 from testbed.experiment.faults.injected import outside, ranges
 from testbed.experiment.faults.planning import NO_OTHERS, scheduled
-from testbed.experiment.faults.step import BadSchedule, Step, numbered, seeded
+from testbed.experiment.faults.step import BadSchedule, Step, check_clears, numbered, seeded
 from testbed.experiment.plan import resolve
 from tests.experiment.faults.faulty import MIB, faulty, faulty_plan
 
@@ -52,6 +52,20 @@ def test_a_clear_ends_all_faults_of_its_kind_on_its_target() -> None:
     assert [(step.action, step.number) for step in made] == [
         ("set", 1), ("set", 2), ("set", 3), ("clear", 1), ("clear", 2),
     ]  # fmt: skip
+
+
+def test_two_faults_of_a_kind_may_end_together() -> None:
+    def declare(topology: Any, _server: Any, client: Any, _noise: Any) -> None:
+        memory = topology.memory_of(client)
+        topology.at(1, memory.min_free_kbytes(kbytes=1024), until=2).at(1, memory.min_free_kbytes(kbytes=512))
+
+    plan = scheduled(faulty_plan(declare), NO_OTHERS, seed=1, time_limit=10.0)
+    assert [(step.time, step.action, step.number) for step in plan.schedule] == [
+        (1, "set", 1), (1, "set", 2), (2, "clear", 1), (2, "clear", 2),
+    ]  # fmt: skip
+    check_clears(plan.schedule)
+    with pytest.raises(BadSchedule, match=r"at 2 s: client has no min_free_kbytes that could be cleared"):
+        check_clears((*plan.schedule, plan.schedule[-1]))
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from(["set", "clear"]), st.sampled_from("ab"))))
