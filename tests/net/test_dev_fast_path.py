@@ -206,9 +206,9 @@ def cache_state(cache: KmemCache) -> tuple[Any, ...]:
         cache.nr_slabs,
         cache.inuse,
         None if cpu is None else (cpu.free, cpu.pfmemalloc),
-        [(slab.free, slab.pfmemalloc, slab.frozen) for slab in cache._cpu_partial],
+        [(slab.free, slab.pfmemalloc) for slab in cache._cpu_partial],
         cache._pobjects[:],
-        [(slab.free, slab.pfmemalloc, slab.partial) for slab in cache._partial],
+        [(slab.free, slab.pfmemalloc) for slab in cache._partial],
     )
 
 
