@@ -677,10 +677,9 @@ class NetDevice:
 
     def read_datagrams(self, sk: Sock, count: int) -> None:
         """The application has read `count` datagrams: free their skbs (`skb_free_datagram`)."""
-        popleft = sk.receive_queue.popleft
-        skbs = [popleft() for _ in range(count)]
-        sk.sock_rfree(sum([skb.truesize for skb in skbs]))
-        self.skb_memory.kfree_skbs(skbs)
+        parts = sk.receive_queue.take(count)
+        sk.sock_rfree(sum([part.truesize if isinstance(part, SkBuff) else part.truesize * len(part) for part in parts]))
+        self.skb_memory.kfree_skbs(parts)
 
     def close(self) -> None:
         """Free the ring's buffers and what packet sockets hold."""

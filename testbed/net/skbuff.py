@@ -10,7 +10,7 @@ fragment (half a page) or a page of its own for its data, which is marked by its
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from operator import or_
 from typing import Any, Final, Literal
 
@@ -337,9 +337,17 @@ class SkbMemory:
         self.skbuff_head_cache.free(skb.head)
         release_data(skb)
 
-    def kfree_skbs(self, skbs: Sequence[SkBuff]) -> None:
+    def kfree_skbs(self, parts: Sequence[SkBuff | SkbColumns]) -> None:
         """`kfree_skb` for many; those whose data nobody else uses go together."""
+        columns = [part for part in parts if isinstance(part, SkbColumns)]
+        if len(columns) == len(parts):
+            received = self.no_rx_skbs()
+            for part in columns:
+                received.extend(part)
+            self.kfree_columns(received)
+            return
         rx_cache = self.rx_cache
+        skbs = list(chain.from_iterable([part] if isinstance(part, SkBuff) else part for part in parts))
         if any(skb.shared is not None or skb.data.cache is not rx_cache for skb in skbs):
             for skb in skbs:
                 self.kfree_skb(skb)

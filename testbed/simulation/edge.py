@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 
+from testbed.hosts.bystander import UdpSocket
 from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
 from testbed.hosts.control_packets import REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, ControlPackets
 from testbed.hosts.emulated_client import EmulatedClient
@@ -74,10 +75,10 @@ class SimulatedEdge:
         self._handed_on = 0
         self._stack_frames = 0
 
-    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> UdpSocket:
         """A simulated UDP socket; it has room for everything."""
         made = self._sockets[port] = DatagramSocket(self._loop)
-        return cast(socket.socket, made)
+        return cast(UdpSocket, made)
 
     def tcp_listener(self, address: str, port: int, rcvbuf: int) -> socket.socket:
         """Only the swap connection's TCP is simulated. Raises LabError."""
