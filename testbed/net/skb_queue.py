@@ -34,8 +34,9 @@ class SkbQueue:
 
     def extend(self, skbs: SkbColumns) -> None:
         """Put receive skbs at the end."""
-        self._parts.append(skbs)
-        self._length += len(skbs)
+        if len(skbs):
+            self._parts.append(skbs)
+            self._length += len(skbs)
 
     def popleft(self) -> SkBuff:
         """Remove the first skb."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -227,7 +227,9 @@ class SimulatedEdge:
             return
         runs = [] if not group.data else [(group.seq, group.data)] if all(kept) else group.runs(kept)
         acknowledged_as = 1 if self._client.plan.gso else delivered
-        stream.socket.received(group if group.data else replace(group, copies=delivered), runs, acknowledged_as)
+        if not group.data and delivered < group.copies:
+            group = group.first(delivered)
+        stream.socket.received(group, runs, acknowledged_as)
         if stream.offsets_known:
             self._client.device.tcp_ack()
 
