@@ -20,10 +20,10 @@ class Slab:
     """One slab: `free` of its `objects` are unused. A reference to it stands for an object in it.
 
     `tail` holds the pages after the first. `misaligned` counts pointers to SLAB objects that callers got with bit 0
-    set.
+    set. `rank` orders the slabs of SLUB's list of partial ones.
     """
 
-    __slots__ = ("cache", "free", "misaligned", "objects", "page", "pfmemalloc", "tail")
+    __slots__ = ("cache", "free", "misaligned", "objects", "page", "pfmemalloc", "rank", "tail")
 
     def __init__(self, cache: KmemCache, page: Page, objects: int, tail: Sequence[Page] = ()) -> None:
         self.cache = cache
@@ -32,6 +32,7 @@ class Slab:
         self.objects = objects
         self.free = objects
         self.misaligned = 0
+        self.rank = 0
         self.pfmemalloc = page.pfmemalloc
 
 

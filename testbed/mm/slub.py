@@ -13,6 +13,7 @@ from itertools import accumulate
 from testbed.mm import slab_common
 from testbed.mm.gfp import GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY, GFP_NOWARN, GFP_WAIT, gfp_pfmemalloc_allowed
 from testbed.mm.page_alloc import PageAllocator
+from testbed.mm.partial_list import PartialList
 from testbed.mm.sched import Task
 from testbed.mm.slab_common import BlockAllocator, Slab, runs
 from testbed.mm.watermarks import PAGE_SIZE
@@ -58,9 +59,7 @@ class KmemCache(slab_common.KmemCache):
         self._cpu_slab: Slab | None = None
         self._cpu_partial: list[Slab] = []
         self._pobjects: list[int] = []
-        self._partial: list[Slab] = []
-        self._partial_pfmemalloc = 0
-        """How many of the partial slabs are pfmemalloc."""
+        self._partial = PartialList()
         self._unchecked_fast_path = self._switches.slub_unchecked_fast_path
         self._get_partial_match = self._switches.rules.slub_get_partial_match
 
@@ -96,7 +95,7 @@ class KmemCache(slab_common.KmemCache):
 
     def has_listed(self, count: int, *, allowed: bool) -> bool:
         """Are there so many slabs on the node's list that are not passed over? Each has an object at least."""
-        return len(self._partial) - (0 if allowed else self._partial_pfmemalloc) >= count
+        return len(self._partial) - (0 if allowed else self._partial.nr_pfmemalloc) >= count
 
     def _take_existing(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """Up to `count` objects of slabs that exist: of the CPU slab first, then slab by slab of the lists."""
@@ -160,7 +159,7 @@ class KmemCache(slab_common.KmemCache):
         cpu, partial = self._cpu_partial, self._partial
         if sum([slab.free for slab in cpu + partial]) > count:
             return []
-        if not allowed and (self._partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
+        if not allowed and (self._partial.nr_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
             return []
         slabs = self._order_of_use()
         taken: list[Slab] = []
@@ -169,8 +168,7 @@ class KmemCache(slab_common.KmemCache):
             slab.free = 0
         cpu.clear()
         self._pobjects.clear()
-        partial.clear()
-        self._partial_pfmemalloc = 0
+        partial.remove_all()
         self._cpu_slab = slabs[-1]
         self.inuse += len(taken)
         return taken
@@ -213,9 +211,10 @@ class KmemCache(slab_common.KmemCache):
         What is loaded next, and not all of it used, stays with the CPU.
         """
         self._deactivate()
-        if self._partial_pfmemalloc and not (allowed or self._get_partial_match):
+        if self._partial.nr_pfmemalloc and not (allowed or self._get_partial_match):
             return []
-        slabs = self._first_partial(count + self.cpu_partial // 2 + 1, allowed)
+        passing_over = self._passes_over(allowed)
+        slabs = self._partial.first(count + self.cpu_partial // 2 + 1, passing_over=passing_over)
         free = list(accumulate([slab.free for slab in slabs]))
         used: list[Slab] = []
         loads = start = end = 0
@@ -227,9 +226,9 @@ class KmemCache(slab_common.KmemCache):
             used.append(slabs[start])
             used += slabs[start + 1 : end][::-1]
             start = end
-        if self._partial_pfmemalloc and not allowed:
+        if self._partial.nr_pfmemalloc and not allowed:
             self._vmstat.slab_pfmemalloc_mismatch += loads
-        self._del_first_partial(slabs[:end], allowed)
+        self._partial.remove_first(slabs[:end], passing_over=passing_over)
         if start < end:
             self._load(slabs[start:end])
         taken: list[Slab] = []
@@ -257,24 +256,7 @@ class KmemCache(slab_common.KmemCache):
 
     def _passes_over(self, allowed: bool) -> bool:
         """Does `get_partial_node` pass over slabs of the node's list for this caller?"""
-        return self._get_partial_match and not allowed and self._partial_pfmemalloc > 0
-
-    def _first_partial(self, count: int, allowed: bool) -> list[Slab]:
-        """The first `count` slabs of the node's list that are not passed over."""
-        if not self._passes_over(allowed):
-            return self._partial[:count]
-        return [slab for slab in self._partial[: count + self._partial_pfmemalloc] if not slab.pfmemalloc][:count]
-
-    def _del_first_partial(self, slabs: list[Slab], allowed: bool) -> None:
-        """Take slabs that `_first_partial` has found off the node's list."""
-        partial, end = self._partial, len(slabs)
-        if slabs and self._passes_over(allowed):
-            end = partial.index(slabs[-1]) + 1
-            partial[:end] = [slab for slab in partial[:end] if slab.pfmemalloc]
-            return
-        del partial[:end]
-        if self._partial_pfmemalloc:
-            self._partial_pfmemalloc -= sum([slab.pfmemalloc for slab in slabs])
+        return self._get_partial_match and not allowed and self._partial.nr_pfmemalloc > 0
 
     def _load_partial(self, allowed: bool) -> bool:
         """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
@@ -295,12 +277,13 @@ class KmemCache(slab_common.KmemCache):
 
     def _get_partial_node(self, allowed: bool) -> bool:
         """`get_partial_node`: the first partial slab for the CPU slab, and some for the CPU's own list."""
-        self._vmstat.slab_pfmemalloc_mismatch += self._passes_over(allowed)
-        slabs = self._first_partial(self.cpu_partial // 2 + 2, allowed)
+        passing_over = self._passes_over(allowed)
+        self._vmstat.slab_pfmemalloc_mismatch += passing_over
+        slabs = self._partial.first(self.cpu_partial // 2 + 2, passing_over=passing_over)
         if not slabs:
             return False
         del slabs[self._load_end(list(accumulate([slab.free for slab in slabs])), 0) :]
-        self._del_first_partial(slabs, allowed)
+        self._partial.remove_first(slabs, passing_over=passing_over)
         self._load(slabs)
         return True
 
@@ -383,8 +366,8 @@ class KmemCache(slab_common.KmemCache):
         empty: list[Slab] = []
         if slab.free == 1:
             empty = self._put_cpu_partial([slab])
-        elif slab.free == slab.objects and slab in self._partial and len(self._partial) >= self.min_partial:
-            self._del_partial(slab)
+        elif slab.free == slab.objects and self._is_surplus(slab):
+            self._partial.remove(slab)
             empty = [slab]
         if empty:
             self._discard_bulk(empty)
@@ -393,7 +376,7 @@ class KmemCache(slab_common.KmemCache):
         """`kmem_cache_free_bulk`."""
         were_full: list[Slab] = []
         empty: list[Slab] = []
-        cpu_slab, partial = self._cpu_slab, self._partial
+        cpu_slab = self._cpu_slab
         for slab, count in runs(slabs):
             free = slab.free
             if not free and slab is not cpu_slab:
@@ -404,8 +387,8 @@ class KmemCache(slab_common.KmemCache):
                 if were_full:
                     empty += self._put_cpu_partial(were_full)
                     were_full = []
-                if slab in partial and len(partial) >= self.min_partial:
-                    self._del_partial(slab)
+                if self._is_surplus(slab):
+                    self._partial.remove(slab)
                     empty.append(slab)
             slab.free = free + count
         if were_full:
@@ -413,6 +396,10 @@ class KmemCache(slab_common.KmemCache):
         self.inuse -= len(slabs)
         if empty:
             self._discard_bulk(empty)
+
+    def _is_surplus(self, slab: Slab) -> bool:
+        """Has the node's list enough slabs without this one, of which nothing is in use and which the CPU has not?"""
+        return len(self._partial) >= self.min_partial and slab not in self._cpu_partial
 
     def _put_cpu_partial(self, slabs: list[Slab]) -> list[Slab]:
         """`put_cpu_partial` for slabs that were full: the slabs that are to be discarded.
@@ -449,8 +436,7 @@ class KmemCache(slab_common.KmemCache):
             for slab in slabs:
                 surplus = slab.free == slab.objects and len(partial) + len(kept) >= self.min_partial
                 (empty if surplus else kept).append(slab)
-        partial += kept
-        self._partial_pfmemalloc += sum([slab.pfmemalloc for slab in kept])
+        partial.add_tail(kept)
         return empty
 
     def _discard_bulk(self, empty: list[Slab]) -> None:
@@ -470,7 +456,7 @@ class KmemCache(slab_common.KmemCache):
         empty = self._unfreeze_partials(self._cpu_partial[::-1])
         unused = [slab for slab in self._partial if slab.free == slab.objects]
         for slab in unused:
-            self._del_partial(slab)
+            self._partial.remove(slab)
         self._discard_bulk(empty + unused)
 
     def _deactivate(self) -> None:
@@ -487,10 +473,5 @@ class KmemCache(slab_common.KmemCache):
         if slab.free:
             if slab.free == slab.objects and len(self._partial) >= self.min_partial:
                 return True
-            self._partial.insert(0, slab)
-            self._partial_pfmemalloc += slab.pfmemalloc
+            self._partial.add_head(slab)
         return False
-
-    def _del_partial(self, slab: Slab) -> None:
-        self._partial.remove(slab)
-        self._partial_pfmemalloc -= slab.pfmemalloc

@@ -23,8 +23,10 @@ def slabs_of(cache: KmemCache, objects: Iterable[Slab]) -> set[Slab]:
     assert len(listed) == len(cache._cpu_partial) + (cache._cpu_slab is not None)
     assert not listed & set(cache._partial)
     assert all(item.free for item in (*cache._cpu_partial, *cache._partial))
+    ranks = [item.rank for item in cache._partial]
+    assert ranks == sorted(set(ranks))
     assert {item for item in slabs if item.free} <= listed | set(cache._partial)
-    assert cache._partial_pfmemalloc == sum(item.pfmemalloc for item in cache._partial)
+    assert cache._partial.nr_pfmemalloc == sum(item.pfmemalloc for item in cache._partial)
     return slabs | listed | set(cache._partial)
 
 
