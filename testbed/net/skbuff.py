@@ -9,7 +9,7 @@ fragment (half a page) or a page of its own for its data, which is marked by its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, compress, repeat
 from operator import or_
 from typing import Any, Final, Literal
@@ -126,15 +126,14 @@ class SkbColumns:
         frags = (self.frags.pop(0),) if self.frags else NO_FRAGS
         return SkBuff(self.heads.pop(0), self.data.pop(0), self.pfmemalloc.pop(0) == 1, self.truesize, frags)
 
-    def chosen(self, selectors: Iterable[object]) -> SkbColumns:
+    def chosen(self, selectors: Sequence[object]) -> SkbColumns:
         """The skbs whose selector is true."""
-        selectors = list(selectors)
         return SkbColumns(
             self.truesize,
             list(compress(self.heads, selectors)),
             list(compress(self.data, selectors)),
             bytearray(compress(self.pfmemalloc, selectors)),
-            list(compress(self.frags, selectors)),
+            list(compress(self.frags, selectors)) if self.frags else None,
         )
 
 
