@@ -51,14 +51,20 @@ class PartialList(list[Slab]):
         """The first `count` slabs, or all if there are fewer, maybe `passing_over` those that are pfmemalloc."""
         if not passing_over:
             return self[:count]
-        return [slab for slab in self[: count + self.nr_pfmemalloc] if not slab.pfmemalloc][:count]
+        found: list[Slab] = []
+        position = 0
+        while len(found) < count and position < len(self):
+            looked_at = self[position : position + count]
+            found += [slab for slab in looked_at if not slab.pfmemalloc]
+            position += len(looked_at)
+        return found[:count]
 
     def remove_first(self, slabs: list[Slab], *, passing_over: bool) -> None:
         """`remove_partial` for slabs that `first` has found, from the first on."""
-        if slabs and passing_over:
-            end = bisect_left(self, slabs[-1].rank, key=_rank) + 1
+        end = bisect_left(self, slabs[-1].rank, key=_rank) + 1 if slabs and passing_over else len(slabs)
+        if end > len(slabs):
             self[:end] = [slab for slab in self[:end] if slab.pfmemalloc]
             return
-        del self[: len(slabs)]
-        if self.nr_pfmemalloc:
+        del self[:end]
+        if self.nr_pfmemalloc and not passing_over:
             self.nr_pfmemalloc -= sum([slab.pfmemalloc for slab in slabs])
