@@ -79,7 +79,7 @@ PATCHES = (
         2,
         "reserve-objects",
         "an ordinary caller gets no object of a marked partial slab",
-        ("mm/slub.py", "passes_over = bool(self._partial_pfmemalloc)", "passes_over = False"),
+        ("mm/slub.py", "return self._get_partial_match and", "return False and"),
         SLUB,
     ),
     _broken(

@@ -102,22 +102,31 @@ class Receiver:
             self.sk.backlog.drop(device.skb_memory.kfree_skb)
 
 
+class UdpSocket(socket.socket):
+    """A UDP socket of whose datagrams only the number matters."""
+
+    def discard(self, most: int) -> int:
+        """Read up to `most` datagrams without waiting; how many there were."""
+        for count in range(most):
+            try:
+                self.recv(1)
+            except BlockingIOError:
+                return count
+        return most
+
+
 class Bystander(Receiver):
     """One UDP socket bound to `port`: the model's, limited to `rcvbuf` bytes, and the `real` one beside it."""
 
-    def __init__(self, name: str, port: int, rcvbuf: int, real: socket.socket, prot: Proto | None = None) -> None:
+    real: UdpSocket
+
+    def __init__(self, name: str, port: int, rcvbuf: int, real: UdpSocket, prot: Proto | None = None) -> None:
         super().__init__(Sock(name, rcvbuf, prot=prot), real)
         self.port = port
 
     def read(self, device: NetDevice) -> int:
         """As `Receiver.read`, up to `DATAGRAMS_AT_ONCE` datagrams."""
-        count = 0
-        while count < DATAGRAMS_AT_ONCE:
-            try:
-                self.real.recv(1)
-            except BlockingIOError:
-                break
-            count += 1
+        count = self.real.discard(DATAGRAMS_AT_ONCE)
         self.received += count
         device.read_datagrams(self.sk, min(count, len(self.sk.receive_queue)))
         return count
@@ -128,9 +137,9 @@ class Bystander(Receiver):
         device.read_datagrams(self.sk, len(self.sk.receive_queue))
 
 
-def udp_socket(address: str, port: int, rcvbuf: int) -> socket.socket:
+def udp_socket(address: str, port: int, rcvbuf: int) -> UdpSocket:
     """A real UDP socket in this namespace, that never blocks and has room to spare."""
-    real = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    real = UdpSocket(socket.AF_INET, socket.SOCK_DGRAM)
     real.setblocking(False)
     enlarge(real, socket.SO_RCVBUF, REAL_BUFFER_FACTOR * rcvbuf)
     real.bind((address, port))

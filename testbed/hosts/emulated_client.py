@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-from testbed.hosts.bystander import Bystander, Receiver, working_set
+from testbed.hosts.bystander import Bystander, Receiver, UdpSocket, working_set
 from testbed.hosts.client_faults import ClientFaults
 from testbed.hosts.cpu_times import CpuClock, CpuTimes
 from testbed.hosts.ledger import Ledger
@@ -85,7 +85,7 @@ class Edge(Protocol):
     @property
     def tx_dropped(self) -> int: ...
 
-    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> UdpSocket:
         """A socket that never blocks, with room for more than `rcvbuf` bytes."""
         ...
 

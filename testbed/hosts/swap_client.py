@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from multiprocess.connection import Connection
 
-from testbed.hosts.bystander import udp_socket
+from testbed.hosts.bystander import UdpSocket, udp_socket
 from testbed.hosts.capturing_nic import CapturingNic
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.emulated_client import EmulatedClient
@@ -117,7 +117,7 @@ class RealEdge:
         """Frames that the host's own veth refused."""
         return self.nic.to_host.tx_dropped
 
-    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> UdpSocket:
         """A real UDP socket."""
         return udp_socket(address, port, rcvbuf)
 

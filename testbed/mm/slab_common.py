@@ -19,11 +19,11 @@ from testbed.mm.watermarks import PAGE_SIZE
 class Slab:
     """One slab: `free` of its `objects` are unused. A reference to it stands for an object in it.
 
-    `tail` holds the pages after the first. `frozen` and `partial` say where SLUB keeps the slab: for the CPU alone,
-    or on the node's list. `misaligned` counts pointers to SLAB objects that callers got with bit 0 set.
+    `tail` holds the pages after the first. `misaligned` counts pointers to SLAB objects that callers got with bit 0
+    set. `rank` orders the slabs of SLUB's list of partial ones.
     """
 
-    __slots__ = ("cache", "free", "frozen", "misaligned", "objects", "page", "partial", "pfmemalloc", "tail")
+    __slots__ = ("cache", "free", "misaligned", "objects", "page", "pfmemalloc", "rank", "tail")
 
     def __init__(self, cache: KmemCache, page: Page, objects: int, tail: Sequence[Page] = ()) -> None:
         self.cache = cache
@@ -31,8 +31,8 @@ class Slab:
         self.tail = tail
         self.objects = objects
         self.free = objects
-        self.frozen = self.partial = False
         self.misaligned = 0
+        self.rank = 0
         self.pfmemalloc = page.pfmemalloc
 
 
@@ -74,6 +74,13 @@ class KmemCache(ABC):
     @abstractmethod
     def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """`kmem_cache_alloc_bulk`: up to `count` objects, fewer only where `alloc` would have failed."""
+
+    def has_listed(self, count: int, *, allowed: bool) -> bool:
+        """Will `alloc_bulk` find so many objects without a new page? A True can be relied on.
+
+        `allowed`: for a caller who may use objects of the reserve.
+        """
+        return False
 
     @abstractmethod
     def free(self, slab: Slab) -> None:

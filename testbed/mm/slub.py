@@ -7,13 +7,13 @@ slabs; whether it also tests those of the node's list depends on the kernel. A s
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
-from itertools import chain
+from bisect import bisect_right
+from itertools import accumulate
 
 from testbed.mm import slab_common
 from testbed.mm.gfp import GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY, GFP_NOWARN, GFP_WAIT, gfp_pfmemalloc_allowed
 from testbed.mm.page_alloc import PageAllocator
+from testbed.mm.partial_list import PartialList
 from testbed.mm.sched import Task
 from testbed.mm.slab_common import BlockAllocator, Slab, runs
 from testbed.mm.watermarks import PAGE_SIZE
@@ -59,9 +59,7 @@ class KmemCache(slab_common.KmemCache):
         self._cpu_slab: Slab | None = None
         self._cpu_partial: list[Slab] = []
         self._pobjects: list[int] = []
-        self._partial: OrderedDict[Slab, None] = OrderedDict()
-        self._partial_pfmemalloc = 0
-        """How many of the partial slabs are pfmemalloc."""
+        self._partial = PartialList()
         self._unchecked_fast_path = self._switches.slub_unchecked_fast_path
         self._get_partial_match = self._switches.rules.slub_get_partial_match
 
@@ -95,6 +93,10 @@ class KmemCache(slab_common.KmemCache):
             taken += take_new(missing, gfp_mask, current)
         return taken
 
+    def has_listed(self, count: int, *, allowed: bool) -> bool:
+        """Are there so many slabs on the node's list that are not passed over? Each has an object at least."""
+        return len(self._partial) - (0 if allowed else self._partial.nr_pfmemalloc) >= count
+
     def _take_existing(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """Up to `count` objects of slabs that exist: of the CPU slab first, then slab by slab of the lists."""
         taken: list[Slab] = []
@@ -113,11 +115,14 @@ class KmemCache(slab_common.KmemCache):
             taken += self._take_cpu_partial(count - len(taken), allowed)
         if not self._cpu_partial and len(taken) < count:
             taken += self._take_partial(count - len(taken), allowed)
-        while len(taken) < count and self._load_partial(allowed):
+        while len(taken) < count and (self._has_loaded() or self._load_partial(allowed)):
             taken += self._take_from_cpu_slab(count - len(taken), allowed)
             if self._cpu_partial and len(taken) < count:
                 taken += self._take_cpu_partial(count - len(taken), allowed)
         return taken
+
+    def _has_loaded(self) -> bool:
+        return self._cpu_slab is not None and self._cpu_slab.free > 0
 
     def _take_fast(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
         """The fast path, `count` times at most: with patch 03 it does not ask whether the CPU slab is for the caller.
@@ -152,21 +157,19 @@ class KmemCache(slab_common.KmemCache):
     def _take_all_listed(self, count: int, allowed: bool) -> list[Slab]:
         """All objects of all slabs of the lists, if that is not too many and all are for the caller; else none."""
         cpu, partial = self._cpu_partial, self._partial
-        if sum([slab.free for slab in chain(cpu, partial)]) > count:
+        if sum([slab.free for slab in cpu + partial]) > count:
             return []
-        if not allowed and (self._partial_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
+        if not allowed and (self._partial.nr_pfmemalloc or any(slab.pfmemalloc for slab in cpu)):
             return []
         slabs = self._order_of_use()
         taken: list[Slab] = []
         for slab in slabs:
             taken += [slab] * slab.free
             slab.free = 0
-            slab.frozen = slab.partial = False
         cpu.clear()
         self._pobjects.clear()
-        partial.clear()
-        self._partial_pfmemalloc = 0
-        self._install(slabs[-1])
+        partial.remove_all()
+        self._cpu_slab = slabs[-1]
         self.inuse += len(taken)
         return taken
 
@@ -191,8 +194,6 @@ class KmemCache(slab_common.KmemCache):
         taken: list[Slab] = []
         slab: Slab | None = None
         while cpu and count and (allowed or not cpu[-1].pfmemalloc):
-            if slab is not None:
-                slab.frozen = False
             slab = cpu.pop()
             number = slab.free if slab.free < count else count
             slab.free -= number
@@ -205,49 +206,57 @@ class KmemCache(slab_common.KmemCache):
         return taken
 
     def _take_partial(self, count: int, allowed: bool) -> list[Slab]:
-        """What loading slabs of the node's list would give, as long as all that is loaded together is used up."""
+        """What loading slabs of the node's list would give, as long as all that is loaded together is used up.
+
+        What is loaded next, and not all of it used, stays with the CPU.
+        """
         self._deactivate()
-        loaded: list[Slab] = []
-        loads = 0
-        if allowed or not self._partial_pfmemalloc or self._get_partial_match:
-            for together in self._loads(allowed):
-                free = sum([slab.free for slab in together])
-                if free >= count:
-                    break
-                count -= free
-                loads += 1
-                loaded.append(together[0])
-                loaded += together[:0:-1]
-        if self._partial_pfmemalloc and not allowed:
+        if self._partial.nr_pfmemalloc and not (allowed or self._get_partial_match):
+            return []
+        passing_over = self._passes_over(allowed)
+        slabs = self._partial.first(count + self.cpu_partial // 2 + 1, passing_over=passing_over)
+        free = list(accumulate([slab.free for slab in slabs]))
+        used: list[Slab] = []
+        loads = start = end = 0
+        while end < len(slabs):
+            end = self._load_end(free, start)
+            loads += 1
+            if free[end - 1] >= count:
+                break
+            used.append(slabs[start])
+            used += slabs[start + 1 : end][::-1]
+            start = end
+        if self._partial.nr_pfmemalloc and not allowed:
             self._vmstat.slab_pfmemalloc_mismatch += loads
+        self._partial.remove_first(slabs[:end], passing_over=passing_over)
+        if start < end:
+            self._load(slabs[start:end])
         taken: list[Slab] = []
-        for slab in loaded:
+        for slab in used:
             taken += [slab] * slab.free
             slab.free = 0
-            self._del_partial(slab)
         self.inuse += len(taken)
         return taken
 
-    def _loads(self, allowed: bool) -> Iterator[list[Slab]]:
-        """What `get_partial_node` would take off the node's list, time after time: never an empty list.
+    def _load_end(self, free: list[int], start: int) -> int:
+        """Behind the last of the slabs that are loaded together from `start` on; `free` adds up their free objects.
 
-        The free objects of the first slab do not count towards how many the CPU should have (until 3.8).
+        Those of the first slab do not count towards how many the CPU should have (until 3.8).
         """
-        passes_over = bool(self._partial_pfmemalloc) and self._get_partial_match and not allowed
-        enough = self.cpu_partial // 2
-        together: list[Slab] = []
-        available = 0
-        for slab in self._partial:
-            if passes_over and slab.pfmemalloc:
-                continue
-            if together:
-                available += slab.free
-            together.append(slab)
-            if available > enough:
-                yield together
-                together, available = [], 0
-        if together:
-            yield together
+        return min(bisect_right(free, free[start] + self.cpu_partial // 2, start) + 1, len(free))
+
+    def _load(self, slabs: list[Slab]) -> None:
+        """Of slabs that come from the node's list, the first becomes the CPU slab, the others its partial slabs."""
+        self._cpu_slab = slabs[0]
+        pobjects = self._pobjects[-1] if self._pobjects else 0
+        for slab in slabs[1:]:
+            pobjects += slab.free
+            self._pobjects.append(pobjects)
+        self._cpu_partial += slabs[1:]
+
+    def _passes_over(self, allowed: bool) -> bool:
+        """Does `get_partial_node` pass over slabs of the node's list for this caller?"""
+        return self._get_partial_match and not allowed and self._partial.nr_pfmemalloc > 0
 
     def _load_partial(self, allowed: bool) -> bool:
         """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
@@ -268,20 +277,14 @@ class KmemCache(slab_common.KmemCache):
 
     def _get_partial_node(self, allowed: bool) -> bool:
         """`get_partial_node`: the first partial slab for the CPU slab, and some for the CPU's own list."""
-        if self._partial_pfmemalloc and self._get_partial_match and not allowed:
-            self._vmstat.slab_pfmemalloc_mismatch += 1
-        chosen = next(self._loads(allowed), None)
-        if chosen is None:
+        passing_over = self._passes_over(allowed)
+        self._vmstat.slab_pfmemalloc_mismatch += passing_over
+        slabs = self._partial.first(self.cpu_partial // 2 + 2, passing_over=passing_over)
+        if not slabs:
             return False
-        for slab in chosen:
-            slab.frozen = True
-            self._del_partial(slab)
-        pobjects = self._pobjects[-1] if self._pobjects else 0
-        for slab in chosen[1:]:
-            pobjects += slab.free
-            self._pobjects.append(pobjects)
-        self._cpu_slab = chosen[0]
-        self._cpu_partial += chosen[1:]
+        del slabs[self._load_end(list(accumulate([slab.free for slab in slabs])), 0) :]
+        self._partial.remove_first(slabs, passing_over=passing_over)
+        self._load(slabs)
         return True
 
     def _new_slab(self, gfp_mask: int, current: Task) -> Slab | None:
@@ -314,7 +317,7 @@ class KmemCache(slab_common.KmemCache):
         slab.free = slab.objects - 1
         self.inuse += 1
         self._deactivate()
-        self._install(slab)
+        self._cpu_slab = slab
         if slab.pfmemalloc and not gfp_pfmemalloc_allowed(gfp_mask, current, self._switches):
             self._vmstat.slab_partial_leaked += 1
             self._deactivate()
@@ -337,7 +340,7 @@ class KmemCache(slab_common.KmemCache):
         spare = len(taken) - count
         if spare >= 0:
             slabs[-1].free = spare
-            self._install(slabs[-1])
+            self._cpu_slab = slabs[-1]
             del taken[count:]
         self.inuse += len(taken)
         return taken
@@ -356,99 +359,84 @@ class KmemCache(slab_common.KmemCache):
 
     def free(self, slab: Slab) -> None:
         """`slab_free`: give one object of `slab` back."""
-        slab.free += 1
         self.inuse -= 1
-        if slab.frozen:
+        slab.free += 1
+        if slab is self._cpu_slab:
             return
+        empty: list[Slab] = []
         if slab.free == 1:
-            pobjects = self._pobjects
-            empty = self._unfreeze_partials() if pobjects and pobjects[-1] > self.cpu_partial else []
-            slab.frozen = True
-            pobjects.append(pobjects[-1] + 1 if pobjects else 1)
-            self._cpu_partial.append(slab)
-            if empty:
-                self._discard_bulk(empty)
-        elif slab.free == slab.objects and len(self._partial) >= self.min_partial:
-            self._del_partial(slab)
-            self._discard_bulk([slab])
+            empty = self._put_cpu_partial([slab])
+        elif slab.free == slab.objects and self._is_surplus(slab):
+            self._partial.remove(slab)
+            empty = [slab]
+        if empty:
+            self._discard_bulk(empty)
 
     def free_bulk(self, slabs: list[Slab]) -> None:
         """`kmem_cache_free_bulk`."""
-        whole: list[Slab] = []
+        were_full: list[Slab] = []
         empty: list[Slab] = []
-        cpu_slab, pobjects = self._cpu_slab, self._pobjects
+        cpu_slab = self._cpu_slab
         for slab, count in runs(slabs):
-            if count == slab.objects and slab is not cpu_slab:
-                whole.append(slab)
+            free = slab.free
+            if not free and slab is not cpu_slab:
+                slab.free = count
+                were_full.append(slab)
                 continue
-            if whole:
-                empty += self._free_whole(whole)
-                whole = []
-            was_full = not slab.free
-            slab.free += count
-            if slab.frozen:
-                continue
-            if was_full:
-                if pobjects and pobjects[-1] > self.cpu_partial:
-                    empty += self._unfreeze_partials()
-                slab.frozen = True
-                pobjects.append(pobjects[-1] + 1 if pobjects else 1)
-                self._cpu_partial.append(slab)
-            elif slab.free == slab.objects and len(self._partial) >= self.min_partial:
-                self._del_partial(slab)
-                empty.append(slab)
-        if whole:
-            empty += self._free_whole(whole)
+            if free + count == slab.objects and slab is not cpu_slab:
+                if were_full:
+                    empty += self._put_cpu_partial(were_full)
+                    were_full = []
+                if self._is_surplus(slab):
+                    self._partial.remove(slab)
+                    empty.append(slab)
+            slab.free = free + count
+        if were_full:
+            empty += self._put_cpu_partial(were_full)
         self.inuse -= len(slabs)
         if empty:
             self._discard_bulk(empty)
 
-    def _free_whole(self, slabs: list[Slab]) -> list[Slab]:
-        """`free` for all objects of each of these slabs: the slabs that are to be discarded.
+    def _is_surplus(self, slab: Slab) -> bool:
+        """Has the node's list enough slabs without this one, of which nothing is in use and which the CPU has not?"""
+        return len(self._partial) >= self.min_partial and slab not in self._cpu_partial
 
-        The CPU keeps a batch of slabs until the next makes it give them all up, so it ends up with the last batch.
+    def _put_cpu_partial(self, slabs: list[Slab]) -> list[Slab]:
+        """`put_cpu_partial` for slabs that were full: the slabs that are to be discarded.
+
+        The one object that each had by then is what counts. The CPU keeps a batch of slabs until the next makes it
+        give them all up, so it ends up with the last batch.
         """
-        for slab in slabs:
-            slab.free = slab.objects
-        batch = self.cpu_partial + 1
-        room = max(0, batch - (self._pobjects[-1] if self._pobjects else 0))
-        over = len(slabs) - room
-        if over <= 0:
-            self._keep(slabs)
-            return []
-        self._cpu_partial += slabs[:room]
-        empty = self._unfreeze_partials()
-        position, end = room, len(slabs) - 1 - (over - 1) % batch
-        while position < end and len(self._partial) < self.min_partial:
-            self._cpu_partial += slabs[position : position + batch]
-            empty += self._unfreeze_partials()
-            position += batch
-        empty += slabs[position:end]
-        self._keep(slabs[end:])
+        cpu, pobjects, batch = self._cpu_partial, self._pobjects, self.cpu_partial + 1
+        room = max(0, batch - pobjects[-1]) if pobjects else batch
+        empty: list[Slab] = []
+        if len(slabs) > room:
+            cpu += slabs[:room]
+            position, end = room, len(slabs) - 1 - (len(slabs) - room - 1) % batch
+            given_up = cpu[::-1]
+            while position < end:
+                given_up += slabs[position : position + batch][::-1]
+                position += batch
+            empty = self._unfreeze_partials(given_up)
+            slabs = slabs[end:]
+        before = pobjects[-1] if pobjects else 0
+        pobjects += range(before + 1, before + 1 + len(slabs))
+        cpu += slabs
         return empty
 
-    def _keep(self, slabs: list[Slab]) -> None:
-        """`put_cpu_partial` for slabs that were full: the one object that each has by then counts."""
-        pobjects = self._pobjects[-1] if self._pobjects else 0
-        self._pobjects += range(pobjects + 1, pobjects + 1 + len(slabs))
-        self._cpu_partial += slabs
-        for slab in slabs:
-            slab.frozen = True
-
-    def _unfreeze_partials(self) -> list[Slab]:
+    def _unfreeze_partials(self, slabs: list[Slab]) -> list[Slab]:
         """`unfreeze_partials`: the CPU's partial slabs go to the node's list, or (returned) are to be discarded."""
-        empty: list[Slab] = []
-        partial = self._partial
-        for slab in reversed(self._cpu_partial):
-            slab.frozen = False
-            if slab.free == slab.objects and len(partial) >= self.min_partial:
-                empty.append(slab)
-            else:
-                slab.partial = True
-                partial[slab] = None
-                self._partial_pfmemalloc += slab.pfmemalloc
         self._cpu_partial.clear()
         self._pobjects.clear()
+        partial = self._partial
+        kept: list[Slab] = slabs
+        empty: list[Slab] = []
+        if [slab for slab in slabs if slab.free == slab.objects]:
+            kept = []
+            for slab in slabs:
+                surplus = slab.free == slab.objects and len(partial) + len(kept) >= self.min_partial
+                (empty if surplus else kept).append(slab)
+        partial.add_tail(kept)
         return empty
 
     def _discard_bulk(self, empty: list[Slab]) -> None:
@@ -465,15 +453,11 @@ class KmemCache(slab_common.KmemCache):
     def shrink(self) -> None:
         """`kmem_cache_shrink`: deactivate the CPU's slabs and give every empty slab back to the page allocator."""
         self._deactivate()
-        empty = self._unfreeze_partials()
-        for slab in [slab for slab in self._partial if slab.free == slab.objects]:
-            self._del_partial(slab)
-            empty.append(slab)
-        self._discard_bulk(empty)
-
-    def _install(self, slab: Slab) -> None:
-        slab.frozen = True
-        self._cpu_slab = slab
+        empty = self._unfreeze_partials(self._cpu_partial[::-1])
+        unused = [slab for slab in self._partial if slab.free == slab.objects]
+        for slab in unused:
+            self._partial.remove(slab)
+        self._discard_bulk(empty + unused)
 
     def _deactivate(self) -> None:
         """`deactivate_slab` for the CPU slab."""
@@ -486,17 +470,8 @@ class KmemCache(slab_common.KmemCache):
 
         True if nothing of it is in use and the list has enough such slabs: then it is to be discarded.
         """
-        slab.frozen = False
         if slab.free:
             if slab.free == slab.objects and len(self._partial) >= self.min_partial:
                 return True
-            slab.partial = True
-            self._partial[slab] = None
-            self._partial.move_to_end(slab, last=False)
-            self._partial_pfmemalloc += slab.pfmemalloc
+            self._partial.add_head(slab)
         return False
-
-    def _del_partial(self, slab: Slab) -> None:
-        slab.partial = False
-        del self._partial[slab]
-        self._partial_pfmemalloc -= slab.pfmemalloc

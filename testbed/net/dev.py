@@ -39,6 +39,8 @@ These hosts have handlers for exactly these; only packet sockets may be bound to
 """
 
 NAPI_POLL_WEIGHT = 64
+KINDS_IN_A_BYTE = 128
+"""Frames of up to so many kinds, in the reserve or not, are told apart by a byte."""
 
 DELIVERED = int(DropReason.DELIVERED)
 PFMEMALLOC = int(DropReason.PFMEMALLOC)
@@ -267,26 +269,26 @@ class NetDevice:
         return self._poll_mixed(skbs, batch, start, end)
 
     def _poll_mixed(self, skbs: SkbColumns, batch: RxBatch, start: int, end: int) -> bool:
-        """`_poll_kinds` for frames of several kinds, or partly in reserve memory."""
-        keys = batch.codes[start:end] * 2 + np.frombuffer(skbs.pfmemalloc, np.uint8)
-        numbers = np.bincount(keys)
-        present = np.flatnonzero(numbers).tolist()
-        groups = [(batch.kinds[key >> 1], key & 1 == 1, int(numbers[key])) for key in present]
+        """`_poll_kinds` for frames of several kinds, or partly in reserve memory: each has a byte for both."""
+        if len(batch.kinds) > KINDS_IN_A_BYTE:
+            return False
+        keys = _keys(batch, skbs.pfmemalloc, start, end)
+        present = sorted(set(keys))
+        groups = [(batch.kinds[key >> 1], key & 1 == 1, keys.count(key)) for key in present]
         verdicts = self._judge(groups)
         if verdicts is None:
             return False
-        freed = np.ones(end - start, np.bool_)
-        verdict_of = np.zeros(len(numbers), np.intp)
+        queued = []
         for key, group, verdict in zip(present, groups, verdicts, strict=True):
-            verdict_of[key] = verdict
             chosen = skbs
             if _is_queued(group[0], verdict):
-                mine = keys == key
-                freed &= ~mine
-                chosen = skbs.chosen(mine.tolist())
+                queued.append(key)
+                chosen = skbs.chosen(_which(keys, [key]))
             self._settle(group, verdict, chosen)
-        batch.verdicts += verdict_of[keys].tolist()
-        self.skb_memory.kfree_columns(skbs if freed.all() else skbs.chosen(freed.tolist()))
+        batch.verdicts += keys.translate(bytes.maketrans(bytes(present), bytes(verdicts)))
+        if queued:
+            skbs = skbs.chosen(_which(keys, [key for key in present if key not in queued]))
+        self.skb_memory.kfree_columns(skbs)
         return True
 
     def _judge(self, groups: list[Group]) -> list[int] | None:
@@ -677,10 +679,9 @@ class NetDevice:
 
     def read_datagrams(self, sk: Sock, count: int) -> None:
         """The application has read `count` datagrams: free their skbs (`skb_free_datagram`)."""
-        popleft = sk.receive_queue.popleft
-        skbs = [popleft() for _ in range(count)]
-        sk.sock_rfree(sum([skb.truesize for skb in skbs]))
-        self.skb_memory.kfree_skbs(skbs)
+        parts = sk.receive_queue.take(count)
+        sk.sock_rfree(sum([part.truesize if isinstance(part, SkBuff) else part.truesize * len(part) for part in parts]))
+        self.skb_memory.kfree_skbs(parts)
 
     def close(self) -> None:
         """Free the ring's buffers and what packet sockets hold."""
@@ -688,6 +689,19 @@ class NetDevice:
         for sk in chain(self.ptype_all, *self.ptype_base.values()):
             self.read_datagrams(sk, len(sk.receive_queue))
         self.skb_memory.drain()
+
+
+def _keys(batch: RxBatch, pfmemalloc: bytearray, start: int, end: int) -> bytes:
+    """A byte for each frame: twice the number of its kind, and 1 more if it lies in reserve memory."""
+    return (batch.codes[start:end] * 2 + np.frombuffer(pfmemalloc, np.uint8)).astype(np.uint8).tobytes()
+
+
+def _which(keys: bytes, wanted: list[int]) -> bytes:
+    """1 for each frame whose key is `wanted`."""
+    table = bytearray(256)
+    for key in wanted:
+        table[key] = 1
+    return keys.translate(table)
 
 
 def _is_queued(kind: Kind, verdict: int) -> bool:

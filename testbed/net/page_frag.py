@@ -53,6 +53,10 @@ class FragPages:
         """Up to `count` fragments, fewer when there is no page for them."""
         raise NotImplementedError
 
+    def has_listed(self, count: int, *, allowed: bool) -> bool:
+        """Has the page at hand so many fragments?"""
+        return self._page is not None and self._page.left >= count
+
     def get(self, frag: PageFrag) -> PageFrag:
         """`get_page`: one more user of a fragment."""
         frag.users += 1

@@ -9,8 +9,8 @@ fragment (half a page) or a page of its own for its data, which is marked by its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress, repeat
+from collections.abc import Iterator, Sequence
+from itertools import chain, compress, repeat
 from operator import or_
 from typing import Any, Final, Literal
 
@@ -126,15 +126,14 @@ class SkbColumns:
         frags = (self.frags.pop(0),) if self.frags else NO_FRAGS
         return SkBuff(self.heads.pop(0), self.data.pop(0), self.pfmemalloc.pop(0) == 1, self.truesize, frags)
 
-    def chosen(self, selectors: Iterable[object]) -> SkbColumns:
+    def chosen(self, selectors: Sequence[object]) -> SkbColumns:
         """The skbs whose selector is true."""
-        selectors = list(selectors)
         return SkbColumns(
             self.truesize,
             list(compress(self.heads, selectors)),
             list(compress(self.data, selectors)),
             bytearray(compress(self.pfmemalloc, selectors)),
-            list(compress(self.frags, selectors)),
+            list(compress(self.frags, selectors)) if self.frags else None,
         )
 
 
@@ -228,12 +227,14 @@ class SkbMemory:
     def alloc_rx_skbs(self, count: int, gfp_mask: int, current: Task, memalloc_socks: int) -> SkbColumns:
         """`netdev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
 
-        When memory is low they are made a slab of heads at a time: heads for the whole ring would leave none for data.
-        Nor must fragments leave none for heads: what fails for many is tried again for fewer.
+        When memory is low and new pages are needed they are made a slab of heads at a time: heads for the whole ring
+        would leave none for data. Nor must fragments leave none for heads: what fails for many is tried again for
+        fewer.
         """
         gfp_mask = self.rx_gfp_mask(gfp_mask, memalloc_socks)
+        allowed = gfp_pfmemalloc_allowed(gfp_mask, current, self.switches)
         zone = self.node.zone
-        plenty = zone.nr_free_pages - 2 * count > zone.watermarks.min
+        plenty = zone.nr_free_pages - 2 * count > zone.watermarks.min or self._has_listed(count, allowed)
         chunk = count if plenty else self.skbuff_head_cache.objects_per_slab
         skbs = self.no_rx_skbs()
         while len(skbs) < count:
@@ -252,6 +253,13 @@ class SkbMemory:
             self.netstat.rx_skb_reserve_refused += failed
         return skbs
 
+    def _has_listed(self, count: int, allowed: bool) -> bool:
+        """Is there memory for so many receive skbs without a new page? Data is first asked for without the reserve."""
+        if self.frag_pages is not None and not self.frag_pages.has_listed(count, allowed=allowed):
+            return False
+        heads = self.skbuff_head_cache.has_listed(count, allowed=allowed)
+        return heads and self.rx_cache.has_listed(count, allowed=allowed and not self.switches.skb_pfmemalloc)
+
     def _alloc_rx_chunk(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
         if self.frag_pages is None:
             return self._alloc_rx_linear(count, gfp_mask, current)
@@ -260,8 +268,9 @@ class SkbMemory:
     def _alloc_rx_linear(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
         heads = self.skbuff_head_cache.alloc_bulk(count, gfp_mask, current)
         data, pfmemalloc = self._alloc_rx_data(len(heads), gfp_mask, current)
-        self.skbuff_head_cache.free_bulk(heads[len(data) :])
-        del heads[len(data) :]
+        if len(data) < len(heads):
+            self.skbuff_head_cache.free_bulk(heads[len(data) :])
+            del heads[len(data) :]
         return SkbColumns(self.rx_truesize, heads, data, pfmemalloc)
 
     def _alloc_rx_data(self, count: int, gfp_mask: int, current: Task) -> tuple[list[Any], bytearray]:
@@ -327,9 +336,17 @@ class SkbMemory:
         self.skbuff_head_cache.free(skb.head)
         release_data(skb)
 
-    def kfree_skbs(self, skbs: Sequence[SkBuff]) -> None:
+    def kfree_skbs(self, parts: Sequence[SkBuff | SkbColumns]) -> None:
         """`kfree_skb` for many; those whose data nobody else uses go together."""
+        columns = [part for part in parts if isinstance(part, SkbColumns)]
+        if len(columns) == len(parts):
+            received = self.no_rx_skbs()
+            for part in columns:
+                received.extend(part)
+            self.kfree_columns(received)
+            return
         rx_cache = self.rx_cache
+        skbs = list(chain.from_iterable([part] if isinstance(part, SkBuff) else part for part in parts))
         if any(skb.shared is not None or skb.data.cache is not rx_cache for skb in skbs):
             for skb in skbs:
                 self.kfree_skb(skb)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -12,6 +11,7 @@ from testbed.mm.sched import Task
 from testbed.net.backlog import Backlog, BacklogRcv
 from testbed.net.drop_reason import DropReason
 from testbed.net.sk_mem import SK_MEM_QUANTUM, Proto
+from testbed.net.skb_queue import SkbQueue
 from testbed.net.skbuff import SkBuff
 from testbed.net.snmp import NetStat
 from testbed.patches import Switches
@@ -64,7 +64,7 @@ class Sock:
         self.rmem_alloc = 0
         self.wmem_queued = 0
         self.forward_alloc = 0
-        self.receive_queue: deque[SkBuff] = deque()
+        self.receive_queue = SkbQueue()
         self.owner: Task | None = None
         """The task inside a system call that keeps the socket (`sock_owned_by_user`)."""
         self.backlog: Backlog | None = None

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 import numpy as np
 
+from testbed.hosts.bystander import UdpSocket
 from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
 from testbed.hosts.control_packets import REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, ControlPackets
 from testbed.hosts.emulated_client import EmulatedClient
@@ -74,10 +75,10 @@ class SimulatedEdge:
         self._handed_on = 0
         self._stack_frames = 0
 
-    def udp_socket(self, address: str, port: int, rcvbuf: int) -> socket.socket:
+    def udp_socket(self, address: str, port: int, rcvbuf: int) -> UdpSocket:
         """A simulated UDP socket; it has room for everything."""
         made = self._sockets[port] = DatagramSocket(self._loop)
-        return cast(socket.socket, made)
+        return cast(UdpSocket, made)
 
     def tcp_listener(self, address: str, port: int, rcvbuf: int) -> socket.socket:
         """Only the swap connection's TCP is simulated. Raises LabError."""
@@ -226,7 +227,9 @@ class SimulatedEdge:
             return
         runs = [] if not group.data else [(group.seq, group.data)] if all(kept) else group.runs(kept)
         acknowledged_as = 1 if self._client.plan.gso else delivered
-        stream.socket.received(group if group.data else replace(group, copies=delivered), runs, acknowledged_as)
+        if not group.data and delivered < group.copies:
+            group = group.first(delivered)
+        stream.socket.received(group, runs, acknowledged_as)
         if stream.offsets_known:
             self._client.device.tcp_ack()
 

@@ -171,7 +171,9 @@ class TcpSender:
         elif self._timed is None:
             self._timed = end, self._loop.time()
         self._snd_max = max(self._snd_max, end)
-        self._transmit(start, bytes(self._buffer[at : at + end - start]))
+        with memoryview(self._buffer) as buffer:
+            data = bytes(buffer[at : at + end - start])
+        self._transmit(start, data)
         return end
 
     def _timeout(self) -> None:

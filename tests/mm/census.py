@@ -20,8 +20,13 @@ def slabs_of(cache: KmemCache, objects: Iterable[Slab]) -> set[Slab]:
         return slabs | {*cache.slabs_partial, *cache.slabs_free, *cache.array.entries, *cache.shared.entries}
     assert isinstance(cache, slub.KmemCache)
     listed = {*cache._cpu_partial, *([cache._cpu_slab] if cache._cpu_slab is not None else [])}
-    assert all(item.frozen == (item in listed) for item in slabs | listed)
-    assert all(item.partial == (item in cache._partial) for item in slabs | listed)
+    assert len(listed) == len(cache._cpu_partial) + (cache._cpu_slab is not None)
+    assert not listed & set(cache._partial)
+    assert all(item.free for item in (*cache._cpu_partial, *cache._partial))
+    ranks = [item.rank for item in cache._partial]
+    assert ranks == sorted(set(ranks))
+    assert {item for item in slabs if item.free} <= listed | set(cache._partial)
+    assert cache._partial.nr_pfmemalloc == sum(item.pfmemalloc for item in cache._partial)
     return slabs | listed | set(cache._partial)
 
 

@@ -90,7 +90,7 @@ def lists_of(cache: KmemCache) -> list[Any]:
 
 
 def shape(slabs: Any) -> list[Any]:
-    return [(one.free, one.objects, one.pfmemalloc, one.frozen, one.partial) for one in slabs]
+    return [(one.free, one.objects, one.pfmemalloc) for one in slabs]
 
 
 def places(rng: random.Random, total: int) -> list[int]:

@@ -198,7 +198,7 @@ def test_the_node_gives_the_cpu_more_than_one_partial_slab() -> None:
     for slab in one_each(cache, 9)[:8]:
         cache.free(slab)
     assert (len(cache._cpu_partial), len(cache._partial)) == (1, 7)
-    cache._unfreeze_partials()
+    cache._unfreeze_partials(cache._cpu_partial[::-1])
     listed = list(cache._partial)
     assert take(cache, GFP_ATOMIC) is listed[0]
     assert (cache._cpu_partial, list(cache._partial)) == (listed[1:5], listed[5:])
@@ -220,7 +220,7 @@ def test_a_cpu_slab_put_aside_is_the_first_that_is_loaded_again() -> None:
     first, second, current = one_each(cache, 3)
     for slab in (first, second, current):
         cache.free(slab)
-    cache._unfreeze_partials()
+    cache._unfreeze_partials(cache._cpu_partial[::-1])
     assert cache._cpu_slab is current
     cache._deactivate()
     assert next(iter(cache._partial)) is current

@@ -25,7 +25,7 @@ from testbed.mm.slab_common import Slab
 from testbed.mm.slub import KmemCache
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.backlog import KernelBug
-from testbed.net.dev import ETH_P_ARP, ETH_P_IP, ETH_P_IPX, NetDevice, Receiver, RxBatch, Tally
+from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, ETH_P_IPX, NetDevice, Receiver, RxBatch, Tally
 from testbed.net.page_frag import PageFrag, PageFragCache
 from testbed.net.sk_mem import Mem, Proto
 from testbed.net.skbuff import Driver, SkbMemory
@@ -206,9 +206,9 @@ def cache_state(cache: KmemCache) -> tuple[Any, ...]:
         cache.nr_slabs,
         cache.inuse,
         None if cpu is None else (cpu.free, cpu.pfmemalloc),
-        [(slab.free, slab.pfmemalloc, slab.frozen) for slab in cache._cpu_partial],
+        [(slab.free, slab.pfmemalloc) for slab in cache._cpu_partial],
         cache._pobjects[:],
-        [(slab.free, slab.pfmemalloc, slab.partial) for slab in cache._partial],
+        [(slab.free, slab.pfmemalloc) for slab in cache._partial],
     )
 
 
@@ -312,6 +312,16 @@ def test_both_paths_agree(seed: int) -> None:
         host.node.page_alloc.free_pages(host.held)
         host.held.clear()
     assert all(host.node.pages_leaked() == 0 for host in hosts)
+
+
+@pytest.mark.parametrize("names", [128, 129, 300])
+def test_frames_of_many_kinds(names: int) -> None:
+    hosts = [Host(Switches.of(frozenset(PATCHES)), 64, plain=plain) for plain in (False, True)]
+    for host in hosts:
+        host.kinds = [(ETH_P_IP, None, str(number)) for number in range(names)]
+        host.device.receive(host.batch([(number, 1, 0) for number in range(names)] * 2, gso=False, tcp=False))
+    assert hosts[0].tallies == [{(DELIVERED, str(number), False): 2 for number in range(names)}]
+    assert hosts[0].state() == hosts[1].state()
 
 
 @pytest.mark.parametrize("free", [0, 1, 47, 48, 49, 64, 65, 128, 129, 160, 161, 500])

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC
+from testbed.mm.sched import Task
+from testbed.mm.slab_common import Slab
 from testbed.net.skbuff import skb_data_size
 from testbed.patches import Switches
 from testbed.rules import LINUX_3_6, V9, Rules
@@ -154,3 +156,25 @@ def test_a_second_attempt_that_patch_04_would_have_allowed_is_counted(memalloc_s
     host.machine.drain(110)
     assert not host.skb_memory.alloc_rx_skbs(1, GFP_ATOMIC, host.softirq, memalloc_socks)
     assert host.machine.node.vmstat.gfp_memalloc_refused == memalloc_socks
+
+
+@pytest.mark.parametrize(("count", "chunks"), [(20, [20]), (60, [16, 16, 16, 12])])
+def test_only_skbs_that_may_need_pages_are_made_a_slab_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, count: int, chunks: list[int]
+) -> None:
+    host = Host()
+    memory = host.skb_memory
+    skbs = list(memory.alloc_rx_skbs(640, GFP_ATOMIC, host.softirq, 1))
+    memory.kfree_skbs(skbs[::2])
+    host.machine.drain(64)
+    asked: list[int] = []
+    heads = memory.skbuff_head_cache
+    alloc_bulk = heads.alloc_bulk
+
+    def noted(count: int, gfp_mask: int, current: Task) -> list[Slab]:
+        asked.append(count)
+        return alloc_bulk(count, gfp_mask, current)
+
+    monkeypatch.setattr(heads, "alloc_bulk", noted)
+    assert len(memory.alloc_rx_skbs(count, GFP_ATOMIC, host.softirq, 1)) == count
+    assert asked == chunks
