@@ -444,7 +444,7 @@ def test_nbd_thread_has_pf_memalloc_while_it_sends_and_then_no_more(preset: str)
             return send_pending(most)
 
         client.send_pending = watched  # type: ignore[method-assign]
-        await rig.device.submit_write(rig.dirty_pages(20), 0)
+        await rig.swap_out(rig.dirty_pages(20))
         await asyncio.sleep(1)
         rig.acknowledge()
         await asyncio.sleep(1)

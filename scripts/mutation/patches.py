@@ -5,6 +5,7 @@ from __future__ import annotations
 from scripts.mutation.mutation import Mutation
 
 ALLOC = "tests/mm/test_page_alloc.py"
+BIO = "tests/mm/test_bio.py"
 DEV = "tests/net/test_dev.py"
 DRIVER = "tests/net/test_rx_driver.py"
 GFP = "tests/mm/test_gfp.py"
@@ -394,6 +395,27 @@ PATCHES = (
         "without the patch nobody is counted",
         ("mm/throttle.py", "if self.switches.count_throttle:", "if True:"),
         THROTTLE,
+    ),
+    _broken(
+        0,
+        "bio-nomemalloc",
+        "a slab of bios never comes from the reserve",
+        ("mm/bio.py", "GFP_MEMPOOL = GFP_NOMEMALLOC | ", "GFP_MEMPOOL = "),
+        BIO,
+    ),
+    _broken(
+        0,
+        "bio-wait",
+        "whoever waits for a bio goes on when one is given back",
+        ("mm/bio.py", "self._wait.wake_all()", "self._wait.wake(pooled)"),
+        BIO,
+    ),
+    _broken(
+        0,
+        "kswapd-first",
+        "kswapd, once woken, runs before whoever needs memory",
+        ("mm/page_alloc.py", "            await self._let_kswapd_run()\n", "            await asyncio.sleep(0)\n"),
+        "tests/mm/test_kswapd.py",
     ),
     _broken(
         0,

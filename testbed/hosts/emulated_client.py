@@ -174,6 +174,7 @@ class EmulatedClient:
             slab=plan.slab,
             memalloc_socks=lambda: self.socket_memory.memalloc_socks,
         )
+        self.node.fs_bio_set.init(Task("swapper"))
         if page_bytes != PAGE_SIZE:
             self.ram = self._keep_only(page_bytes)
         self.skb_memory = SkbMemory(self.node, self.netstat, plan.interface.mtu, plan.driver)

@@ -29,6 +29,11 @@ class Kswapd:
         self.task = Task("kswapd0", pf_kthread=True, pf_memalloc=True)
         self.kswapd_wait = WaitQueue()
         self._woken = False
+        self._balances = False
+
+    def running(self) -> bool:
+        """Is it awake, or about to be?"""
+        return self._woken or self._balances
 
     def wakeup_kswapd(self) -> bool:
         """Wake kswapd; False if it does not sleep. Whoever calls has seen a zone below its low watermark."""
@@ -43,7 +48,9 @@ class Kswapd:
         """Sleep while the node is balanced, balance it otherwise, until cancelled."""
         while True:
             await self._kswapd_try_to_sleep()
+            self._balances = True
             await self.balance_pgdat()
+            self._balances = False
 
     async def _kswapd_try_to_sleep(self) -> None:
         """A nap first: if it is cut short, or the high watermarks fail after it, to sleep would have been too early.

@@ -134,7 +134,7 @@ class Memory:
                     await self._read_swap_cache_async(current, slot, entry, batch)
         finally:
             if batch:
-                await self.swap_io.swap_readpages(batch, current.nice)
+                await self.swap_io.swap_readpages(batch, current)
 
     def _readahead_slots(self, vma: Vma, index: int, entry: int) -> Iterable[int]:
         if not self._vma_readahead:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from testbed.mm import slab as slab_3_6
 from testbed.mm import slab_lists, slub
+from testbed.mm.bio import BIO_SIZE, BioSet
 from testbed.mm.gfp import ALLOC_WMARK_HIGH, GFP_HIGHUSER_MOVABLE
 from testbed.mm.kmalloc_large import KmallocLarge, kmalloc_large_order
 from testbed.mm.kswapd import Kswapd
@@ -84,12 +85,14 @@ class Node:
             self.kmem_cache_create(f"{self.kmalloc_prefix}-{size}", size)
         self.swap = SwapInfo(swap_pages)
         self.swap_cache = SwapCache(self.swap, self.kmem_cache_create("radix_tree_node", RADIX_TREE_NODE_SIZE))
-        self.swap_io = SwapIO(self.page_alloc, self.swap_cache, swap_device)
+        self.fs_bio_set = BioSet(self.kmem_cache_create("bio-0", BIO_SIZE))
+        self.swap_io = SwapIO(self.page_alloc, self.swap_cache, swap_device, self.fs_bio_set)
         self.vmscan = Vmscan(self.page_alloc, self.swap_cache, self.swap_io)
         self.kswapd = Kswapd(self.vmscan)
         self.memory = Memory(self.page_alloc, self.swap_cache, self.swap_io)
         self.oom_killer = OomKiller(self.vmstat, [self.vmscan.pfmemalloc_wait, self.page_alloc.progress])
         self.page_alloc.wakeup_kswapd = self.kswapd.wakeup_kswapd
+        self.page_alloc.kswapd_running = self.kswapd.running
         self.page_alloc.try_to_free_pages = self.vmscan.try_to_free_pages
         self.page_alloc.out_of_memory = self.oom_killer.out_of_memory
         self._fill_page_cache(page_cache)
@@ -138,6 +141,7 @@ class Node:
 
     def pages_leaked(self) -> int:
         """Pages that are not free once the empty slabs and the per-cpu lists have been given back."""
+        self.fs_bio_set.exit()
         for cache in self.caches.values():
             cache.shrink()
         self.page_alloc.drain_all_pages()

@@ -74,6 +74,7 @@ class PageAllocator(PageFreelists):
     def __init__(self, zones: Sequence[Zone], vmstat: VmStat, switches: Switches) -> None:
         super().__init__(zones, vmstat, switches)
         self.wakeup_kswapd: Callable[[], bool] = _nobody
+        self.kswapd_running: Callable[[], bool] = _nobody
         self.try_to_free_pages: Callable[[int, Task], Awaitable[int]] = _no_reclaim
         self.out_of_memory: Callable[[Task], None] = _no_oom_killer
         self._marks_slow_path = switches.slab_pfmemalloc and switches.rules.pfmemalloc_marking == "slow path"
@@ -149,11 +150,12 @@ class PageAllocator(PageFreelists):
     async def _alloc_pages_slowpath(self, request: Request) -> Page | None:
         """`__alloc_pages_slowpath`: try, reclaim, try again, wait, as often as the request may.
 
-        Whoever wakes kswapd lets it run first, and so do favoured tasks that are runnable.
+        Kswapd, and favoured tasks that are runnable, run first.
         """
         gfp_mask, current = request.gfp_mask, request.current
-        if self.wakeup_kswapd() and current.nice >= 0:
-            await asyncio.sleep(0)
+        self.wakeup_kswapd()
+        if current.nice >= 0:
+            await self._let_kswapd_run()
         if self.run_queue.favoured:
             await self.run_queue.let_favoured_run(current.nice)
         while True:
@@ -172,6 +174,13 @@ class PageAllocator(PageFreelists):
             self.wakeup_kswapd()
         self._fail(request)
         return None
+
+    async def _let_kswapd_run(self) -> None:
+        """Kswapd has slept for long, so the scheduler lets it run until it sleeps: as long as it scans, here."""
+        scanned = -1
+        while self.kswapd_running() and self.vmstat.pgscan_kswapd != scanned:
+            scanned = self.vmstat.pgscan_kswapd
+            await asyncio.sleep(0)
 
     async def _wait_to_retry(self, current: Task) -> None:
         """Until there is something new to see; but a workqueue's worker sleeps, and others take it meanwhile."""

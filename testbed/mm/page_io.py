@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from testbed.mm.backing_dev import BackingDev
+from testbed.mm.bio import BioSet
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
+from testbed.mm.sched import Task
 from testbed.mm.swap_state import SwapCache
 from testbed.mm.watermarks import PAGE_SIZE
 
@@ -35,29 +38,44 @@ class SwapIO:
     `bdi` is the device's congestion, and `acct_reclaim_writeback` hears how many pages have just been written.
     """
 
-    def __init__(self, page_alloc: PageAllocator, cache: SwapCache, device: SwapDevice) -> None:
+    def __init__(self, page_alloc: PageAllocator, cache: SwapCache, device: SwapDevice, bio_set: BioSet) -> None:
         self.page_alloc = page_alloc
         self.vmstat = page_alloc.vmstat
         self.bdi = BackingDev(self.vmstat)
         self.acct_reclaim_writeback: Callable[[int], None] = _nothing
         self.cache = cache
         self.device = device
+        self.bio_set = bio_set
         self._rotates_active = page_alloc.switches.rules.writeback_activates
         self.completions = 0
         self.write_errors = 0
         self.read_errors = 0
 
-    async def swap_writepages(self, pages: list[Page], nice: int) -> None:
+    async def swap_writepages(self, pages: list[Page], current: Task) -> None:
         """`swap_writepage` for a plugged batch; the pages are already under writeback."""
-        self.vmstat.pswpout += len(pages)
-        self.vmstat.pgpgout += len(pages) * KBYTES_PER_PAGE
-        await self.device.submit_write(pages, nice)
+        while pages:
+            bios = await self._bio_alloc(pages, current, self._written)
+            batch, pages = pages[:bios], pages[bios:]
+            self.vmstat.pswpout += bios
+            self.vmstat.pgpgout += bios * KBYTES_PER_PAGE
+            await self.device.submit_write(batch, current.nice)
 
-    async def swap_readpages(self, pages: list[Page], nice: int) -> None:
+    async def swap_readpages(self, pages: list[Page], current: Task) -> None:
         """`swap_readpage` for a plugged batch of locked pages."""
-        self.vmstat.pswpin += len(pages)
-        self.vmstat.pgpgin += len(pages) * KBYTES_PER_PAGE
-        await self.device.submit_read(pages, nice)
+        while pages:
+            bios = await self._bio_alloc(pages, current, self._read)
+            batch, pages = pages[:bios], pages[bios:]
+            self.vmstat.pswpin += bios
+            self.vmstat.pgpgin += bios * KBYTES_PER_PAGE
+            await self.device.submit_read(batch, current.nice)
+
+    async def _bio_alloc(self, pages: Sequence[Page], current: Task, end: Callable[[Sequence[Page], int], None]) -> int:
+        """bios for some of these pages. If whoever waits for them is cancelled, the I/O of none has come about."""
+        try:
+            return await self.bio_set.bio_alloc(len(pages), current)
+        except asyncio.CancelledError:
+            end(pages, errno.EIO)
+            raise
 
     def end_write(self, pages: Sequence[Page], error: int) -> None:
         """`end_swap_bio_write`: a page that could not be written is dirty again, keeps its slot and stays in memory.
@@ -65,6 +83,10 @@ class SwapIO:
         That is no progress: who waits for memory is not told, and so tries again no sooner than it would anyway.
         """
         self.completions += len(pages)
+        self.bio_set.bio_put(len(pages))
+        self._written(pages, error)
+
+    def _written(self, pages: Sequence[Page], error: int) -> None:
         self.vmstat.nr_writeback -= len(pages)
         unused = []
         for page in pages:
@@ -104,6 +126,10 @@ class SwapIO:
         reclaim takes it away.
         """
         self.completions += len(pages)
+        self.bio_set.bio_put(len(pages))
+        self._read(pages, error)
+
+    def _read(self, pages: Sequence[Page], error: int) -> None:
         for page in pages:
             page.locked = False
             page.uptodate = not error

@@ -277,7 +277,7 @@ class Vmscan:
         lruvec.nr_isolated_anon += len(kept)
         self.vmstat.nr_isolated_anon += len(kept)
         try:
-            await self.swap_io.swap_writepages(writes, sc.current.nice)
+            await self.swap_io.swap_writepages(writes, sc.current)
         finally:
             lruvec.nr_isolated_anon -= len(kept)
             self.vmstat.nr_isolated_anon -= len(kept)

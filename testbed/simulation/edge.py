@@ -20,6 +20,7 @@ from testbed.hosts.control_packets import REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, 
 from testbed.hosts.emulated_client import EmulatedClient
 from testbed.hosts.nbd_sock import SwapSocket
 from testbed.lab.errors import LabError
+from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
 from testbed.nbd.client_handshake import ClientHandshake, ExportInformation
@@ -85,8 +86,13 @@ class SimulatedEdge:
         raise LabError("the simulator has no TCP bystanders")
 
     def attach(self, client: EmulatedClient) -> None:
-        """Let frames into the model."""
+        """Let frames into the model.
+
+        To scan and write costs no time here: of bios that take memory kswapd would make more, with every page above
+        min, before the server has answered once.
+        """
         self._client = client
+        client.node.swap_io.bio_set = UnlimitedBioSet()
         self._control = ControlPackets(client.netdev, client.ledger)
         client.netdev.pass_on = self._pass_on
         self._by_kind = {bystander.sk.name: self._sockets[bystander.port] for bystander in client.sockets}

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from testbed.hosts.hardware_queue import Request, merge
 from testbed.hosts.nbd_device import Channel, NbdConfig, NbdDevice
 from testbed.hosts.nbd_sock import NBD_REQUEST_SIZE, NbdSock, SwapSocket
+from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.gfp import ALLOC_NO_WATERMARKS, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.memory import Vma
 from testbed.mm.node import Node
@@ -98,6 +99,7 @@ class Rig:
         self.sndbuf = sndbuf
         self.device = NbdDevice(switches, config)
         self.node = Node(memoryview(bytearray(6000 * PAGE_SIZE)), self.device, 20000, switches, min_free_kbytes=1024)
+        self.node.swap_io.bio_set = UnlimitedBioSet()
         netstat = NetStat()
         self.socket_memory = SocketMemory(switches, netstat)
         self.skb_memory = SkbMemory(self.node, netstat, 1500)
@@ -107,6 +109,14 @@ class Rig:
         self.attach(client)
         self.threads = [asyncio.create_task(self.device.nbd_thread(number)) for number in range(len(self.channels))]
         self.held: list[Page] = []
+
+    async def swap_out(self, pages: Sequence[Page], nice: int = 0) -> None:
+        """Swap pages out."""
+        await self.node.swap_io.swap_writepages(list(pages), Task("writer", nice=nice))
+
+    async def swap_in(self, pages: Sequence[Page], nice: int = 0) -> None:
+        """Swap pages in."""
+        await self.node.swap_io.swap_readpages(list(pages), Task("reader", nice=nice))
 
     def attach(self, client: FakeClient, number: int = 0) -> None:
         """A connection, the first or another one."""
@@ -212,7 +222,7 @@ def test_patch_14_lets_the_socket_and_the_thread_use_the_reserve(
         assert rig.socket_memory.memalloc_socks == memalloc
         pages = rig.dirty_pages(3)
         rig.drain(100)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(60)
         assert bool(client.bytes_sent) == memalloc
         assert (rig.device.pf_memalloc_sends > 0, rig.device.ordinary_sends > 0) == (memalloc, not memalloc)
@@ -225,7 +235,7 @@ def test_a_write_completes_when_its_reply_comes(client: FakeClient) -> None:
     async def main() -> None:
         rig = Rig(client)
         pages = rig.dirty_pages(5)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(2)
         assert client.requests == [(1, True, pages[0].swap_entry, 5)]
         assert client.bytes_sent == rig.send_queue.write_seq == NBD_REQUEST_SIZE + 5 * PAGE_SIZE
@@ -246,7 +256,7 @@ def test_an_error_reply_makes_pages_dirty_again(client: FakeClient) -> None:
         pages = rig.dirty_pages(4)
         for page in pages:
             rig.node.swap.swap_duplicate(page.swap_entry)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(1)
         rig.answer(1, error=5)
         assert [(page.dirty, page.writeback, page.lru) for page in pages] == [(True, False, True)] * 4
@@ -259,13 +269,13 @@ def test_the_129th_writer_sleeps_and_readers_do_not(client: FakeClient) -> None:
     async def main() -> None:
         rig = Rig(client)
         pages = rig.dirty_pages(130, step=2)
-        submit = asyncio.create_task(rig.device.submit_write(pages[:128], 0))
+        submit = asyncio.create_task(rig.swap_out(pages[:128]))
         assert not await is_blocked(submit, 1)
         assert len(rig.nsock.in_flight) == 128
-        late = [asyncio.create_task(rig.device.submit_write([page], 0)) for page in pages[128:]]
+        late = [asyncio.create_task(rig.swap_out([page])) for page in pages[128:]]
         assert all([await is_blocked(writer, 60) for writer in late])
         read = rig.dirty_pages(1)
-        assert not await is_blocked(asyncio.create_task(rig.device.submit_read(read, 0)), 1)
+        assert not await is_blocked(asyncio.create_task(rig.swap_in(read)), 1)
         rig.answer(7)
         assert not await is_blocked(late[0], 1)
         assert await is_blocked(late[1], 60)
@@ -283,7 +293,7 @@ def test_a_request_is_as_long_as_the_kernel_allows(
 ) -> None:
     async def main() -> None:
         rig = Rig(client, with_rules(max_sectors_kb=max_sectors_kb))
-        await rig.device.submit_write(rig.dirty_pages(40), 0)
+        await rig.swap_out(rig.dirty_pages(40))
         await asyncio.sleep(1)
         assert [request[3] for request in client.requests] == lengths
 
@@ -298,9 +308,9 @@ def test_readers_wait_for_writers_only_when_they_share_tags(
 ) -> None:
     async def main() -> None:
         rig = Rig(client, with_rules(shared_tags=shared_tags, nr_requests=nr_requests))
-        await rig.device.submit_write(rig.dirty_pages(4, step=2), 0)
+        await rig.swap_out(rig.dirty_pages(4, step=2))
         read = rig.dirty_pages(1)
-        assert await is_blocked(asyncio.create_task(rig.device.submit_read(read, 0)), 60) == waits
+        assert await is_blocked(asyncio.create_task(rig.swap_in(read)), 60) == waits
 
     simulate(main())
 
@@ -324,7 +334,7 @@ def test_a_connection_dies_while_its_socket_is_locked(client: FakeClient) -> Non
         device.alloc_rx_buffers()
         pages = rig.dirty_pages(1)
         rig.drain(rig.node.zone.watermarks.min)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(1)
         locked_by = rig.sk.owner
         assert locked_by is rig.channels[0].thread
@@ -345,10 +355,10 @@ def test_a_favoured_writer_gets_the_next_request(client: FakeClient) -> None:
     async def main() -> None:
         rig = Rig(client)
         pages = rig.dirty_pages(130, step=2)
-        await rig.device.submit_write(pages[:128], 0)
-        ordinary = asyncio.create_task(rig.device.submit_write(pages[128:129], 0))
+        await rig.swap_out(pages[:128])
+        ordinary = asyncio.create_task(rig.swap_out(pages[128:129]))
         await asyncio.sleep(1)
-        favoured = asyncio.create_task(rig.device.submit_write(pages[129:], -20))
+        favoured = asyncio.create_task(rig.swap_out(pages[129:], -20))
         await asyncio.sleep(1)
         rig.answer(1)
         assert not await is_blocked(favoured, 1)
@@ -362,7 +372,7 @@ def test_a_request_goes_out_as_far_as_its_memory_reaches(client: FakeClient) -> 
         rig = Rig(client)
         pages = rig.dirty_pages(31)
         rig.drain(12)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(5)
         part = client.bytes_sent
         assert 0 < part < NBD_REQUEST_SIZE + 31 * PAGE_SIZE
@@ -393,8 +403,8 @@ def test_the_end_of_the_connection_gives_every_page_back(client: FakeClient, how
             page.writeback = page.reclaim = False
             page.locked = True
             rig.node.vmstat.nr_writeback -= 1
-        submitters = [asyncio.create_task(rig.device.submit_write(pages[at : at + 20], 0)) for at in range(0, 140, 20)]
-        await rig.device.submit_read(reads, 0)
+        submitters = [asyncio.create_task(rig.swap_out(pages[at : at + 20])) for at in range(0, 140, 20)]
+        await rig.swap_in(reads)
         await asyncio.sleep(10)
         assert rig.nsock.in_flight
         assert rig.queue
@@ -409,7 +419,7 @@ def test_the_end_of_the_connection_gives_every_page_back(client: FakeClient, how
         async with asyncio.timeout(10):
             await asyncio.gather(*submitters)
         assert rig.device.idle
-        await rig.device.submit_write(rig.dirty_pages(2), 0)
+        await rig.swap_out(rig.dirty_pages(2))
         await asyncio.sleep(1)
         assert rig.node.vmstat.nr_writeback == 0
         assert not rig.node.swap_cache.pages
@@ -425,7 +435,7 @@ def test_a_cancelled_submitter_leaves_no_page_behind(client: FakeClient) -> None
     async def main() -> None:
         rig = Rig(client)
         pages = rig.dirty_pages(140, step=2)
-        submit = asyncio.create_task(rig.device.submit_write(pages, 0))
+        submit = asyncio.create_task(rig.swap_out(pages))
         assert await is_blocked(submit, 1)
         submit.cancel()
         await asyncio.wait([submit])
@@ -489,7 +499,7 @@ def test_pf_memalloc_is_restored_after_each_send(client: FakeClient, before: boo
             await sendmsg(*arguments)
 
         rig.send_queue.tcp_sendmsg = watched  # type: ignore[method-assign, assignment]
-        await rig.device.submit_write(rig.dirty_pages(1), 0)
+        await rig.swap_out(rig.dirty_pages(1))
         await asyncio.wait(rig.threads, timeout=1)
         assert during == [True]
         assert rig.channels[0].thread.pf_memalloc == before
@@ -509,7 +519,7 @@ def test_sk_allocation_is_set_again_for_every_request(
     async def main() -> None:
         rig = Rig(client, switches)
         rig.sk.sk_allocation = 0
-        await rig.device.submit_write(rig.dirty_pages(1), 0)
+        await rig.swap_out(rig.dirty_pages(1))
         await asyncio.sleep(1)
         assert rig.sk.sk_allocation == expected
         rig.threads[0].cancel()
@@ -559,8 +569,8 @@ def test_what_was_in_flight_is_sent_again_on_the_next_connection(clients: list[F
         writes, reads = rig.dirty_pages(3, step=2), locked_pages(rig, 2)
         for page in writes:
             rig.node.swap.swap_duplicate(page.swap_entry)
-        await rig.device.submit_write(writes, 0)
-        await rig.device.submit_read(reads, 0)
+        await rig.swap_out(writes)
+        await rig.swap_in(reads)
         await asyncio.sleep(1)
         queue = rig.send_queue
         if cause == "wrong handle":
@@ -608,7 +618,7 @@ def test_requests_wait_as_long_as_they_may_and_then_fail_and_a_late_connection_s
     async def main() -> None:
         rig = Rig(first, config=RECONNECTING)
         pages = locked_pages(rig, 2)
-        await rig.device.submit_read(pages[:1], 0)
+        await rig.swap_in(pages[:1])
         await asyncio.sleep(1)
         first.broken = True
         rig.device.receive(rig.nsock)
@@ -616,13 +626,13 @@ def test_requests_wait_as_long_as_they_may_and_then_fail_and_a_late_connection_s
         assert pages[0].locked
         await asyncio.sleep(0.2)
         assert (pages[0].locked, pages[0].uptodate) == (False, False)
-        await rig.device.submit_read(pages[1:], 0)
+        await rig.swap_in(pages[1:])
         await asyncio.sleep(0.1)
         assert not pages[1].locked, "nobody waits a second time"
         assert rig.node.swap_io.read_errors == 2
         rig.attach(second)
         more = locked_pages(rig, 1)
-        await rig.device.submit_read(more, 0)
+        await rig.swap_in(more)
         await asyncio.sleep(0.1)
         rig.answer(second.requests[0][0])
         assert more[0].uptodate
@@ -649,7 +659,7 @@ def test_a_request_that_takes_too_long_costs_its_connection(
         if config.num_connections > 1:
             rig.attach(clients[1], 1)
         pages = rig.dirty_pages(1)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(2)
         assert len(rig.nsock.in_flight) == 1
         await asyncio.sleep(0 if dropped_after is None else dropped_after - 2.1)
@@ -668,11 +678,11 @@ def test_the_timer_follows_the_oldest_request(client: FakeClient) -> None:
     async def main() -> None:
         rig = Rig(client, config=NbdConfig(timeout=5.0))
         for handle in range(1, 11):
-            await rig.device.submit_write(rig.dirty_pages(1), 0)
+            await rig.swap_out(rig.dirty_pages(1))
             await asyncio.sleep(4)
             rig.answer(handle)
         assert rig.device.nbd_timeouts == 0
-        await rig.device.submit_write(rig.dirty_pages(1), 0)
+        await rig.swap_out(rig.dirty_pages(1))
         await asyncio.sleep(5.1)
         assert rig.device.nbd_timeouts == 1
 
@@ -686,7 +696,7 @@ def test_connections_take_turns_and_a_live_one_takes_over_from_a_dead_one(client
             rig.attach(clients[number], number)
         pages = rig.dirty_pages(12, step=2)
         for page in pages:
-            await rig.device.submit_write([page], 0)
+            await rig.swap_out([page])
         await asyncio.sleep(1)
         assert [len(fake.requests) for fake in clients[:3]] == [4, 4, 4]
         clients[0].broken = True
@@ -706,7 +716,7 @@ def test_connections_take_turns_and_a_live_one_takes_over_from_a_dead_one(client
             assert nsock is not None
             rig.device.nbd_mark_nsock_dead(nsock, "gone")
         late = rig.dirty_pages(1)
-        await rig.device.submit_write(late, 0)
+        await rig.swap_out(late)
         await asyncio.sleep(1)
         assert rig.node.swap_io.write_errors == 1, "without a timeout for dead connections nobody waits"
 
@@ -720,7 +730,7 @@ def test_a_thread_that_waits_for_memory_when_its_connection_dies_frees_all_it_ha
         for page in pages:
             rig.node.swap.swap_duplicate(page.swap_entry)
         rig.drain(12)
-        await rig.device.submit_write(pages, 0)
+        await rig.swap_out(pages)
         await asyncio.sleep(5)
         assert rig.blocked_since is not None
         rig.device.nbd_mark_nsock_dead(rig.nsock, "gone")
@@ -769,7 +779,7 @@ def test_no_request_is_lost_or_ends_twice(steps: list[tuple[str, int]], connecti
             if kind in "wr":
                 pages = rig.dirty_pages(count) if kind == "w" else locked_pages(rig, count)
                 submitted += pages
-                submit = rig.device.submit_write if kind == "w" else rig.device.submit_read
+                submit = rig.swap_out if kind == "w" else rig.swap_in
                 submitters.append(asyncio.create_task(submit(pages, 0)))
             elif kind == "a":
                 answer(count)

@@ -11,6 +11,7 @@ import pytest
 from testbed.hosts.nbd_sock import NBD_REQUEST_SIZE, SwapSocket
 from testbed.hosts.same_host import SameHostServer
 from testbed.mm.filemap import AddressSpace
+from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
@@ -48,7 +49,7 @@ class SameHostRig(Rig):
         return self.skb_memory.netstat.PFMemallocDrop
 
     async def write(self, count: int) -> None:
-        await self.device.submit_write(self.dirty_pages(count), 0)
+        await self.node.swap_io.swap_writepages(self.dirty_pages(count), Task("submitter"))
         await asyncio.sleep(1)
 
 
@@ -85,7 +86,7 @@ def test_what_was_sent_from_the_reserve_is_dropped_for_ever(
         rig = SameHostRig(client, switches)
         pages = rig.dirty_pages(1)
         rig.drain(MIN // 2)
-        await rig.device.submit_write(pages, 0)
+        await rig.node.swap_io.swap_writepages(pages, Task("submitter"))
         await asyncio.sleep(10)
         few = rig.drops
         rig.give_back()
@@ -103,10 +104,10 @@ def test_what_comes_after_a_dropped_skb_waits_for_it(client: FakeClient) -> None
         rig = SameHostRig(client)
         first, second = rig.dirty_pages(1), rig.dirty_pages(1)
         rig.drain(MIN // 2)
-        await rig.device.submit_write(first, 0)
+        await rig.node.swap_io.swap_writepages(first, Task("submitter"))
         await asyncio.sleep(1)
         rig.give_back()
-        await rig.device.submit_write(second, 0)
+        await rig.node.swap_io.swap_writepages(second, Task("submitter"))
         await asyncio.sleep(60)
         assert len(client.requests) == 2
         assert client.bytes_sent == 0
@@ -129,7 +130,7 @@ def test_a_write_takes_page_cache_before_it_reaches_the_server(
         pages = rig.dirty_pages(31)
         rig.drain(free)
         sent = client.bytes_sent
-        await rig.device.submit_write(pages, 0)
+        await rig.node.swap_io.swap_writepages(pages, Task("submitter"))
         await asyncio.sleep(60)
         assert (client.bytes_sent == sent + NBD_REQUEST_SIZE + 31 * PAGE_SIZE) == goes
         if not goes:
@@ -147,7 +148,7 @@ def test_a_realtime_server_finds_memory_for_its_reply_below_min(client: FakeClie
         rig = SameHostRig(client, WITHOUT_9, realtime=realtime)
         pages = rig.dirty_pages(8)
         rig.drain(MIN - 10)
-        await rig.device.submit_read(pages, 0)
+        await rig.node.swap_io.swap_readpages(pages, Task("submitter"))
         await asyncio.sleep(60)
         assert (client.bytes_sent > 0) == goes
 

@@ -49,7 +49,8 @@ def check_cache(cache: KmemCache, slabs: Collection[Slab], in_use: Collection[Sl
 
 def check_pages(node: Node, held: Collection[Page], objects: Collection[Slab]) -> None:
     """Every page is free, in a slab, on an LRU list, in the page cache or held; none twice, none lost."""
-    in_use = [*objects, *(slab for slab, _used in node.swap_cache._nodes.values())]
+    bios = node.fs_bio_set
+    in_use = [*objects, *(slab for slab, _used in node.swap_cache._nodes.values()), *bios._pool, *bios._in_use]
     slab_pages: list[Page] = []
     for cache in node.caches.values():
         slabs = slabs_of(cache, in_use)

@@ -6,9 +6,11 @@ import asyncio
 
 import pytest
 
+from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.gfp import GFP_KERNEL
 from testbed.mm.memory import Vma
 from testbed.mm.sched import Task
+from testbed.patches import PRESETS, Switches
 from tests.mm.machine import Machine, machine_64m
 from tests.virtual_time import simulate
 
@@ -74,6 +76,7 @@ def test_a_zone_given_up_on_is_scanned_again_when_writes_complete_after_all() ->
     async def main() -> None:
         machine = Machine(delay=None)
         node = machine.node
+        node.swap_io.bio_set = UnlimitedBioSet()
         kswapd = asyncio.create_task(node.kswapd.run())
         tasks = [Task(f"user{number}") for number in range(4)]
         vmas = [Vma(task, 1000) for task in tasks]
@@ -122,5 +125,34 @@ def test_kswapd_wakes_throttled_tasks_before_the_zone_is_balanced() -> None:
         assert not node.zone.all_unreclaimable
         assert node.zone.nr_free_pages < node.zone.watermarks.low
         assert sleeper.done()
+
+    simulate(main())
+
+
+def test_kswapd_runs_until_it_sleeps_before_whoever_asked_for_memory_below_low() -> None:
+    """It has slept for long, and so comes before tasks that have run all the time: none of them reaches min."""
+
+    async def main() -> None:
+        kernel = PRESETS["6.1"]
+        machine = Machine(2048, Switches.of(kernel.patches, kernel.rules))
+        node = machine.node
+        low = node.zone.watermarks.low
+        kswapd = asyncio.create_task(node.kswapd.run())
+        owner = Task("first")
+        vma = Vma(owner, machine.free - low)
+        for index in range(len(vma.ptes)):
+            await node.memory.handle_mm_fault(owner, vma, index, write=True)
+        assert node.vmstat.pgscan_kswapd == 0
+        scanned = []
+
+        async def touch(number: int) -> None:
+            task = Task(f"touch{number}")
+            await node.memory.handle_mm_fault(task, Vma(task, 1), 0, write=True)
+            scanned.append(node.vmstat.pgscan_kswapd)
+
+        await asyncio.gather(*map(touch, range(20)))
+        assert node.vmstat.kswapd_wake >= 1
+        assert min(scanned[1:]) > len(vma.ptes)
+        kswapd.cancel()
 
     simulate(main())

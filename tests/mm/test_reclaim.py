@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.gfp import GFP_KERNEL, GFP_NOFS, GFP_NOIO
 from testbed.mm.lruvec import Lruvec
 from testbed.mm.memory import Vma
@@ -40,6 +41,7 @@ def scan(gfp_mask: int = GFP_KERNEL, priority: int = 0) -> ScanControl:
 def test_a_dirty_page_is_written_by_one_scan_and_freed_by_a_later_one() -> None:
     async def main() -> None:
         machine = Machine()
+        machine.node.swap_io.bio_set = UnlimitedBioSet()
         vma = await populate(machine, 32)
         first = scan()
         await machine.node.vmscan.shrink_zone(lruvec(machine), first)
@@ -179,6 +181,7 @@ def with_full_queue(switches: Switches = SERIES) -> tuple[Machine, FullQueue]:
     machine.device = device
     device.swap_io = machine.node.swap_io
     machine.node.swap_io.device = device
+    machine.node.swap_io.bio_set = UnlimitedBioSet()
     return machine, device
 
 

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.memory import Killed, Vma
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
@@ -91,6 +92,7 @@ def test_a_device_that_never_completes_stops_everybody_for_ever(switches: Switch
     async def main() -> None:
         machine = Machine(RAM_PAGES, switches, delay=None)
         node = machine.node
+        node.swap_io.bio_set = UnlimitedBioSet()
         asyncio.create_task(node.kswapd.run())  # noqa: RUF006
         workers = [Worker(machine, number, RAM_PAGES) for number in range(4)]
         running = [asyncio.create_task(worker.run()) for worker in workers]

@@ -8,6 +8,7 @@ import asyncio
 
 import pytest
 
+from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.memory import Killed
 from testbed.patches import PRESETS, Switches
 from tests.mm.machine import Machine
@@ -44,6 +45,7 @@ def test_each_page_is_tried_so_many_times_a_second_at_most(
         machine = Machine(PAGES, Switches.of(kernel.patches, kernel.rules), swap_pages=20000, delay=delay)
         machine.device.error = 5
         node = machine.node
+        node.swap_io.bio_set = UnlimitedBioSet()
         kswapd = asyncio.create_task(node.kswapd.run())
         users = [User(machine, TOUCHES, name) for name in victims]
         node.oom_killer.tasks = {user.task for user in users}
@@ -67,6 +69,7 @@ def test_each_page_is_tried_so_many_times_a_second_at_most(
 def test_only_a_write_that_succeeds_is_progress(error: int, told: bool) -> None:
     async def main() -> None:
         machine = Machine()
+        machine.node.swap_io.bio_set = UnlimitedBioSet()
         user = User(machine, 1)
         page = await user.write(0)
         waiting = asyncio.create_task(machine.node.page_alloc.progress.wait())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from testbed.mm.bio import BIO_SIZE, BioSet
 from testbed.mm.kswapd import Kswapd
 from testbed.mm.lruvec import Lruvec
 from testbed.mm.page_alloc import PageAllocator
@@ -31,7 +32,7 @@ class TwoZones:
         page_alloc = PageAllocator([self.lower, self.upper], VmStat(), switches)
         cache = SwapCache(SwapInfo(4000), KmemCache("radix_tree_node", RADIX_TREE_NODE_SIZE, page_alloc))
         device = FakeSwapDevice(4000, 0.001)
-        device.swap_io = SwapIO(page_alloc, cache, device)
+        device.swap_io = SwapIO(page_alloc, cache, device, BioSet(KmemCache("bio-0", BIO_SIZE, page_alloc)))
         self.vmscan = Vmscan(page_alloc, cache, device.swap_io)
         self.kswapd = Kswapd(self.vmscan)
 
