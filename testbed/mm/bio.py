@@ -21,6 +21,7 @@ BIO_SIZE = 192
 GFP_MEMPOOL = GFP_NOMEMALLOC | GFP_NORETRY | GFP_NOWARN
 """What `mempool_alloc` makes of GFP_NOIO. For a reader (GFP_KERNEL) it would reclaim once before it waits."""
 RETRY_S = 5.0
+"""`mempool_alloc` looks again after so long, woken or not."""
 
 
 class BioSet:
