@@ -52,30 +52,33 @@ class SwapIO:
         self.read_errors = 0
 
     async def swap_writepages(self, pages: list[Page], current: Task) -> None:
-        """`swap_writepage` for a plugged batch; the pages are already under writeback."""
-        while pages:
-            bios = await self._bio_alloc(pages, current, self._written)
-            batch, pages = pages[:bios], pages[bios:]
-            self.vmstat.pswpout += bios
-            self.vmstat.pgpgout += bios * KBYTES_PER_PAGE
-            await self.device.submit_write(batch, current.nice)
+        """`swap_writepage` for a plugged batch; the pages are already under writeback.
+
+        They go out in as many parts as bios come. If the caller is cancelled, the writes of the others have failed.
+        """
+        try:
+            while pages:
+                bios = await self.bio_set.bio_alloc(len(pages), current)
+                batch, pages = pages[:bios], pages[bios:]
+                self.vmstat.pswpout += bios
+                self.vmstat.pgpgout += bios * KBYTES_PER_PAGE
+                await self.device.submit_write(batch, current.nice)
+        finally:
+            if pages:
+                self._written(pages, errno.EIO)
 
     async def swap_readpages(self, pages: list[Page], current: Task) -> None:
-        """`swap_readpage` for a plugged batch of locked pages."""
-        while pages:
-            bios = await self._bio_alloc(pages, current, self._read)
-            batch, pages = pages[:bios], pages[bios:]
-            self.vmstat.pswpin += bios
-            self.vmstat.pgpgin += bios * KBYTES_PER_PAGE
-            await self.device.submit_read(batch, current.nice)
-
-    async def _bio_alloc(self, pages: Sequence[Page], current: Task, end: Callable[[Sequence[Page], int], None]) -> int:
-        """bios for some of these pages. If whoever waits for them is cancelled, the I/O of none has come about."""
+        """`swap_readpage` for a plugged batch of locked pages, as `swap_writepages`."""
         try:
-            return await self.bio_set.bio_alloc(len(pages), current)
-        except asyncio.CancelledError:
-            end(pages, errno.EIO)
-            raise
+            while pages:
+                bios = await self.bio_set.bio_alloc(len(pages), current)
+                batch, pages = pages[:bios], pages[bios:]
+                self.vmstat.pswpin += bios
+                self.vmstat.pgpgin += bios * KBYTES_PER_PAGE
+                await self.device.submit_read(batch, current.nice)
+        finally:
+            if pages:
+                self._read(pages, errno.EIO)
 
     def end_write(self, pages: Sequence[Page], error: int) -> None:
         """`end_swap_bio_write`: a page that could not be written is dirty again, keeps its slot and stays in memory.

@@ -12,6 +12,7 @@ from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from tests.mm.census import check_pages
 from tests.mm.machine import SERIES, VANILLA, Machine
+from tests.mm.test_reclaim import FullQueue
 from tests.virtual_time import is_blocked, now, simulate
 
 KSWAPD = Task("kswapd0", pf_kthread=True, pf_memalloc=True)
@@ -122,5 +123,22 @@ def test_who_is_cancelled_in_the_wait_ends_the_writes_that_have_no_bio_with_an_e
         assert [page.writeback for page in pages] == [True] * sent + [False] * (32 - sent)
         assert node.swap_io.write_errors == 32 - sent
         assert node.vmstat.nr_writeback == sent
+
+    simulate(main())
+
+
+def test_who_is_cancelled_with_one_part_at_the_device_ends_the_others_too() -> None:
+    async def main() -> None:
+        machine = booted()
+        node = machine.node
+        machine.drain(node.zone.watermarks.min)
+        pages = under_writeback(machine, 32)
+        node.swap_io.device = FullQueue()
+        writer = asyncio.create_task(node.swap_io.swap_writepages(pages, KSWAPD))
+        await asyncio.sleep(1)
+        writer.cancel()
+        await asyncio.sleep(0)
+        assert node.vmstat.pswpout == REST_OF_THE_SLAB
+        assert [page.writeback for page in pages] == [True] * REST_OF_THE_SLAB + [False] * (32 - REST_OF_THE_SLAB)
 
     simulate(main())
