@@ -8,7 +8,7 @@ reserve comes to a socket that is not SOCK_MEMALLOC, where it is dropped, sent a
     --without 14                                  nbd stays out of the reserve: a real-time server mostly survives
     --without 14 --cache writeback                the page cache takes memory too: it survives, though slowly
     --without 14 --no-realtime --expect deadlock  an ordinary server finds no memory for its replies
-    --workload-total 16M                          fits in memory, so that nothing waits (and nothing is tested)
+    --workload-total 64M                          fits in memory, so that nothing waits (and nothing is tested)
 
 `--cache` and `--realtime` are for the script itself; `testbed run` and `testbed simulate` take the others.
 """
@@ -25,10 +25,10 @@ def same_host(cache: Cache = "none", *, realtime: bool = True) -> Topology:
     """One machine with its server, and a neighbour that shows that its network works."""
     topology = Topology("same_host")
     server = topology.add(NbdServer("server", same_host=True, cache=cache, realtime=realtime))
-    client = topology.add(SwapClient("client", memory="32M", swap=server))
+    client = topology.add(SwapClient("client", memory="128M", swap=server))
     neighbour = topology.add(Neighbour("neighbour"))
     topology.connect(client, neighbour)
-    topology.workload(client, LinearTouch(processes=8, total="64M"))
+    topology.workload(client, LinearTouch(processes=8, total="176M"))
     return topology
 
 

@@ -16,9 +16,9 @@ pytestmark = pytest.mark.root
 def plan() -> Plan:
     topology = Topology("same_host")
     server = topology.add(NbdServer("server", same_host=True, cache="none", realtime=True))
-    client = topology.add(SwapClient("client", swap=server, memory="32M", ring=RING))
+    client = topology.add(SwapClient("client", swap=server, memory="128M", ring=RING))
     topology.connect(client, topology.add(Neighbour("neighbour")))
-    topology.workload(client, LinearTouch(processes=8, total="64M"))
+    topology.workload(client, LinearTouch(processes=8, total="176M"))
     return resolve(topology)
 
 
