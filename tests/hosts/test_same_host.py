@@ -11,7 +11,6 @@ import pytest
 from testbed.hosts.nbd_sock import NBD_REQUEST_SIZE, SwapSocket
 from testbed.hosts.same_host import SameHostServer
 from testbed.mm.filemap import AddressSpace
-from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
@@ -49,7 +48,7 @@ class SameHostRig(Rig):
         return self.skb_memory.netstat.PFMemallocDrop
 
     async def write(self, count: int) -> None:
-        await self.node.swap_io.swap_writepages(self.dirty_pages(count), Task("submitter"))
+        await self.swap_out(self.dirty_pages(count))
         await asyncio.sleep(1)
 
 
@@ -86,7 +85,7 @@ def test_what_was_sent_from_the_reserve_is_dropped_for_ever(
         rig = SameHostRig(client, switches)
         pages = rig.dirty_pages(1)
         rig.drain(MIN // 2)
-        await rig.node.swap_io.swap_writepages(pages, Task("submitter"))
+        await rig.swap_out(pages)
         await asyncio.sleep(10)
         few = rig.drops
         rig.give_back()
@@ -104,10 +103,10 @@ def test_what_comes_after_a_dropped_skb_waits_for_it(client: FakeClient) -> None
         rig = SameHostRig(client)
         first, second = rig.dirty_pages(1), rig.dirty_pages(1)
         rig.drain(MIN // 2)
-        await rig.node.swap_io.swap_writepages(first, Task("submitter"))
+        await rig.swap_out(first)
         await asyncio.sleep(1)
         rig.give_back()
-        await rig.node.swap_io.swap_writepages(second, Task("submitter"))
+        await rig.swap_out(second)
         await asyncio.sleep(60)
         assert len(client.requests) == 2
         assert client.bytes_sent == 0
@@ -130,7 +129,7 @@ def test_a_write_takes_page_cache_before_it_reaches_the_server(
         pages = rig.dirty_pages(31)
         rig.drain(free)
         sent = client.bytes_sent
-        await rig.node.swap_io.swap_writepages(pages, Task("submitter"))
+        await rig.swap_out(pages)
         await asyncio.sleep(60)
         assert (client.bytes_sent == sent + NBD_REQUEST_SIZE + 31 * PAGE_SIZE) == goes
         if not goes:
@@ -148,7 +147,7 @@ def test_a_realtime_server_finds_memory_for_its_reply_below_min(client: FakeClie
         rig = SameHostRig(client, WITHOUT_9, realtime=realtime)
         pages = rig.dirty_pages(8)
         rig.drain(MIN - 10)
-        await rig.node.swap_io.swap_readpages(pages, Task("submitter"))
+        await rig.swap_in(pages)
         await asyncio.sleep(60)
         assert (client.bytes_sent > 0) == goes
 
