@@ -1,9 +1,10 @@
 """What a run that was killed can leave behind, and how to be rid of it.
 
-Namespaces are anonymous and processes ask the kernel to die with their parent, so that normally nothing is left. Two
-things can be: a temporary directory, and a helper that a third-party server started by itself. Directories carry
-their owner in their name, programs carry it in their environment (`TESTBED_RUN`), and an owner is a process id with
-that process's start time, so that a reused id is nobody's owner.
+Namespaces are anonymous, processes ask the kernel to die with their parent, and a temporary directory has a shell that
+removes it when its owner is gone, so that normally nothing is left. If that shell was killed, too, a directory can be;
+and so can a helper that a third-party server started by itself. Directories carry their owner in their name, programs
+carry it in their environment (`TESTBED_RUN`), and an owner is a process id with that process's start time, so that a
+reused id is nobody's owner.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,15 @@ from pathlib import Path
 VARIABLE = "TESTBED_RUN"
 PREFIX = "testbed-"
 PROC = Path("/proc")
+_REMOVE_AT_EOF = """
+read -r line && exit
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+    rm -rf -- "$1" && exit
+    sleep 0.1
+done
+"""
+"""Of standard input, which ends when its owner and all that it forked are gone; what dies with them may still write
+into the directory. A line says that there is nothing to be done."""
 
 
 def owner_mark(pid: int | None = None, proc: Path = PROC) -> str:
@@ -38,12 +49,25 @@ def mark_children() -> None:
 
 @contextlib.contextmanager
 def temporary_directory() -> Iterator[Path]:
-    """A directory for sockets and the like, gone at the end, or found by `clean` if there is no end."""
+    """A directory for sockets and the like, gone at the end, whatever end that is."""
     path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{owner_mark()}-"))
     try:
-        yield path
+        with _removed_after_us(path):
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _removed_after_us(path: Path) -> Iterator[None]:
+    """In a session of its own, so that Ctrl-C, which is meant for us, does not end it before us."""
+    command = ["sh", "-c", _REMOVE_AT_EOF, "sh", str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", start_new_session=True) as shell:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                shell.communicate(b"\n")
 
 
 def clean(temporary: Path | None = None, proc: Path = PROC) -> list[str]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,42 @@ def test_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not mine.exists()
     assert foreign.exists()
     assert leftovers.clean(tmp_path, proc) == []
+
+
+OWNER = """
+import os, sys, tempfile
+from testbed.experiment.leftovers import temporary_directory
+tempfile.tempdir = sys.argv[1]
+with temporary_directory() as path:
+    (path / "socket").touch()
+    if sys.argv[2] == "forks" and not os.fork():
+        sys.stdin.read()
+        os._exit(0)
+    print(path, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("what", ["alone", "forks"])
+def test_a_directory_does_not_outlive_a_killed_owner_and_what_it_forked(tmp_path: Path, what: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path), what],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        assert owner.stdin is not None
+        assert owner.stdout is not None
+        path = Path(owner.stdout.readline().strip())
+        assert (path / "socket").exists()
+        owner.kill()
+        owner.wait()
+        assert what == "alone" or path.exists()
+        owner.stdin.close()
+        deadline = time.monotonic() + 20
+        while path.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def test_a_mark_names_one_process_only() -> None:
