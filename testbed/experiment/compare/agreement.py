@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from math import comb
+from itertools import permutations
+from math import comb, inf
 from statistics import mean, median
 from typing import Final
 
@@ -41,6 +42,35 @@ class Measured(msgspec.Struct, frozen=True, omit_defaults=True):
         lowest, highest = reference.spread
         within = lowest <= self.median <= highest
         return Measured(self.median, self.spread, ratio(self.median, reference.median), within)
+
+
+class CounterAgreement(msgspec.Struct, frozen=True):
+    """A counter over all cells in which both hosts came to the end of their work: how many these are, in how many the
+    `host` is within the bounds, the median of its ratios to the reference (None: the reference mostly counted nothing),
+    and how often a run of the reference is within the bounds of another one in the same cell (None: nothing was run
+    twice), which is what a perfect model would reach."""
+
+    counter: str
+    host: str
+    cells: int
+    in_bounds: int
+    ratio: float | None
+    reference_in_bounds: float | None
+
+
+def over_cells(
+    counter: str, host: str, ratios: Sequence[float | None], reference: Iterable[Sequence[int]]
+) -> CounterAgreement:
+    """What the ratios of a counter's medians in cells, at least one, and the reference's own values there say."""
+    middle = median(inf if each is None else each for each in ratios)
+    return CounterAgreement(
+        counter=counter,
+        host=host,
+        cells=len(ratios),
+        in_bounds=sum(in_bounds(counter, each) for each in ratios),
+        ratio=None if middle == inf else middle,
+        reference_in_bounds=self_agreement(counter, reference),
+    )
 
 
 def measure(values: Sequence[int]) -> Measured:
@@ -91,8 +121,18 @@ def _same_of_two(outcomes: dict[Outcome, int]) -> float | None:
     return sum(comb(count, 2) for count in judged) / pairs if pairs else None
 
 
-def share(judged: Iterable[bool | None]) -> float | None:
-    """The part of what could be judged that holds; None if nothing could be."""
+def self_agreement(counter: str, cells: Iterable[Sequence[int]]) -> float | None:
+    """How often one run of a host agrees with another one under the same conditions in a counter's value; None if
+    nothing was run twice. Each cell weighs the same."""
+    return share(
+        mean(in_bounds(counter, ratio(one, other)) for one, other in permutations(values, 2))
+        for values in cells
+        if len(values) > 1
+    )
+
+
+def share(judged: Iterable[float | None]) -> float | None:
+    """The part of what could be judged that holds (a bool, or itself a part); None if nothing could be."""
     holds = [each for each in judged if each is not None]
     return mean(holds) if holds else None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -50,13 +50,15 @@ DEFAULT_HOSTS: tuple[Host, ...] = ("emulated", "kernel")
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What was asked for: which cells, on which hosts, how often each, and who makes the runs."""
+    """What was asked for: which cells, on which hosts, how often each (and how often those in which the hosts differ),
+    and who makes the runs."""
 
     name: str
     cells: list[Cell]
     refused: list[Refused]
     hosts: tuple[Host, ...]
     repetitions: int
+    repetitions_if_differing: int
     workers: int
     cluster: str | None
     options: RunOptions
@@ -76,6 +78,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--repetitions", type=count(1), default=1, metavar="N", help="runs on each host (default %(default)s)"
+    )
+    parser.add_argument(
+        "--repetitions-if-differing",
+        type=count(1),
+        default=1,
+        metavar="N",
+        help="where the hosts differ after --repetitions, go on to N runs on each host",
     )
     parser.add_argument("--workers", type=count(1), default=1, metavar="N", help="runs at a time (default %(default)s)")
     parser.add_argument("--cluster", metavar="ADDRESS", help="make the runs on this dask.distributed cluster")
@@ -136,8 +145,9 @@ def _grid(space: argparse.Namespace, unknown: Sequence[str], options: RunOptions
     return Task("grid", cells, refused, *_who(space), options)
 
 
-def _who(space: argparse.Namespace) -> tuple[tuple[Host, ...], int, int, str | None]:
-    return space.hosts, space.repetitions, space.workers, space.cluster
+def _who(space: argparse.Namespace) -> tuple[tuple[Host, ...], int, int, int, str | None]:
+    most = max(space.repetitions, space.repetitions_if_differing)
+    return space.hosts, space.repetitions, most, space.workers, space.cluster
 
 
 def compare(task: Task) -> int:
@@ -159,8 +169,7 @@ def compare(task: Task) -> int:
     request = Request(task.name, list(task.hosts), options.seed, _common(options))
     with CompareDirectory.create(request, options.out) as directory:
         comparison.directory = str(directory.path)
-        runs, trouble = _carry_out(_Rig(task, directory, console))
-        comparison.conclude(task.cells, runs)
+        runs, trouble = _carry_out(_Rig(task, directory, console), comparison)
         directory.finish(comparison)
         remarks = [trouble, _draw(runs, directory.path) if len(task.cells) == 1 else None]
     publish(console, comparison, comparison.directory, lambda: _show(console, comparison), json=options.json)
@@ -196,11 +205,9 @@ class _Rig:
     directory: CompareDirectory
     console: Console
 
-    def keys(self) -> list[Key]:
-        """All runs, those that belong together one after the other."""
-        task = self.task
-        runs = product(task.cells, range(task.repetitions), task.hosts)
-        return [Key(cell.name, host, repetition) for cell, repetition, host in runs]
+    def keys(self, cells: Sequence[str], repetitions: int) -> list[Key]:
+        """All runs in these cells, those that belong together one after the other."""
+        return [Key(cell, host, each) for cell, each, host in product(cells, range(repetitions), self.task.hosts)]
 
     def seed(self, key: Key) -> int:
         """Every host gets the same."""
@@ -221,15 +228,27 @@ class _Rig:
         return f"{key.cell}, {key.host}, seed {self.seed(key)}"
 
 
-def _carry_out(rig: _Rig) -> tuple[list[Run], str | None]:
-    """Make the runs that are missing; returns all, and what ended them early, in one line."""
-    wanted = dict.fromkeys(rig.keys())
-    done = {each.key: each for each in rig.directory.runs if each.key in wanted}
+def _carry_out(rig: _Rig, comparison: Comparison) -> tuple[list[Run], str | None]:
+    """Make the runs that are missing, and conclude from all; returns these, and what ended them early, in one line."""
+    task = rig.task
+    done = {each.key: each for each in rig.directory.runs}
+    everywhere = rig.keys([cell.name for cell in task.cells], task.repetitions)
+    trouble = _make(rig, everywhere, done)
+    comparison.conclude(task.cells, [done[key] for key in everywhere if key in done], len(everywhere))
+    differing = dict.fromkeys(found.cell for found in comparison.disagreements)
+    wanted = dict.fromkeys(everywhere + rig.keys([*differing], task.repetitions_if_differing))
+    trouble = trouble or _make(rig, wanted, done)
+    runs = [done[key] for key in wanted if key in done]
+    comparison.conclude(task.cells, runs, len(wanted))
+    return runs, trouble
+
+
+def _make(rig: _Rig, wanted: Collection[Key], done: dict[Key, Run]) -> str | None:
+    """Make those of the wanted runs that are not done yet; returns what ended them early, in one line."""
     missing = [key for key in wanted if key not in done]
-    trouble = None
     with Progress(rig.console, len(missing)) as progress:
-        if done:
-            progress.say(f"{len(done)} of {len(wanted)} runs were made before")
+        if missing and len(missing) < len(wanted):
+            progress.say(f"{len(wanted) - len(missing)} of {len(wanted)} runs were made before")
         try:
             with rig.runner(progress) as run_many:
                 for key, result in run_many(missing):
@@ -237,10 +256,10 @@ def _carry_out(rig: _Rig) -> tuple[list[Run], str | None]:
                     rig.directory.record(done[key])
                     progress.ended(rig.named(key), result.outcome, _how_it_ended(done[key]))
         except KeyboardInterrupt:
-            trouble = "interrupted: the same command with the same --out goes on from here"
+            return "interrupted: the same command with the same --out goes on from here"
         except CannotRun as error:
-            trouble = str(error)
-    return [done[key] for key in wanted if key in done], trouble
+            return str(error)
+    return None
 
 
 def _how_it_ended(run: Run) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 import msgspec
 
 from testbed.experiment.compare.agreement import (
+    BOUNDS,
+    CounterAgreement,
     Measured,
     commonest,
     count_outcomes,
@@ -19,6 +21,7 @@ from testbed.experiment.compare.agreement import (
     majority,
     measure,
     outcomes_agree,
+    over_cells,
     repeatability,
     share,
 )
@@ -72,7 +75,8 @@ class Comparison(msgspec.Struct, kw_only=True):
     which the outcomes agree, and `completion_agreement` the part in which most runs of every host came to the end of
     their work, or most of none did, whatever else they found. `repeatability` is how often two runs of a host in one
     cell had the same outcome (None: nothing was run twice): the reference's is what a perfect model would reach.
-    `errors` has a line for each run that broke down. `complete` is False if some runs are missing."""
+    `counters` is that for each counter which has bounds. `errors` has a line for each run that broke down. `complete`
+    is False if some runs are missing."""
 
     topology: str
     hosts: list[Host]
@@ -85,6 +89,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     outcome_agreement: float | None = None
     completion_agreement: float | None = None
     repeatability: dict[Host, float | None] = {}
+    counters: list[CounterAgreement] = []
     disagreements: list[Disagreement] = []
     errors: list[str] = []
     complete: bool = False
@@ -97,8 +102,8 @@ class Comparison(msgspec.Struct, kw_only=True):
         """The hosts that are held against the reference."""
         return [host for host in self.hosts if host != self.reference]
 
-    def conclude(self, cells: Sequence[Cell], runs: Sequence[Run]) -> None:
-        """Fill in what the runs made so far have shown."""
+    def conclude(self, cells: Sequence[Cell], runs: Sequence[Run], wanted: int) -> None:
+        """Fill in what the runs made so far, of so many `wanted`, have shown."""
         by_cell: dict[str, list[Run]] = {cell.name: [] for cell in cells}
         for each in runs:
             by_cell[each.cell].append(each)
@@ -107,9 +112,10 @@ class Comparison(msgspec.Struct, kw_only=True):
         self.outcome_agreement = share(cell.agree for cell in self.cells)
         self.completion_agreement = share(cell.completion_agrees for cell in self.cells)
         self.repeatability = {host: repeatability(cell.outcomes[host] for cell in self.cells) for host in self.hosts}
+        self.counters = [found for host in self.others for found in self._over_cells(host, by_cell)]
         self.disagreements = [found for cell in self.cells for found in self._disagreements(cell, by_cell[cell.name])]
         self.errors = [f"{', '.join(map(str, e.key))}: {e.evidence}" for e in runs if e.outcome == "error"]
-        self.complete = self.runs == len(cells) * len(self.hosts) * self.repetitions
+        self.complete = self.runs == wanted
 
     def _cell(self, cell: Cell, runs: Sequence[Run]) -> CellResult:
         by_host = {host: [each for each in runs if each.host == host] for host in self.hosts}
@@ -127,6 +133,18 @@ class Comparison(msgspec.Struct, kw_only=True):
         measured = {host: measure([each.counters[name] for each in runs[host]]) for host in self.hosts}
         reference = measured[self.reference]
         return {host: found if host == self.reference else found.against(reference) for host, found in measured.items()}
+
+    def _over_cells(self, host: Host, by_cell: Mapping[str, Sequence[Run]]) -> Iterator[CounterAgreement]:
+        cells = [cell for cell in self.cells if cell.agree and "deadlock" not in commonest(cell.outcomes[host])]
+        for counter in BOUNDS:
+            held = [cell for cell in cells if counter in cell.counters]
+            if held:
+                reference = [self._values(counter, self.reference, by_cell[cell.name]) for cell in held]
+                yield over_cells(counter, host, [cell.counters[counter][host].ratio for cell in held], reference)
+
+    @staticmethod
+    def _values(counter: str, host: Host, runs: Sequence[Run]) -> list[int]:
+        return [run.counters[counter] for run in runs if run.host == host and run.outcome != "error"]
 
     def _disagreements(self, cell: CellResult, runs: Sequence[Run]) -> Iterator[Disagreement]:
         for host in self.others:

@@ -28,6 +28,7 @@ def show(console: Console, comparison: Comparison) -> None:
             console.print(f"cells by outcome: {comparison.reference} down, {host} across", highlight=False)
             console.print(_matrix(comparison, host))
         console.print(_by_condition(comparison))
+        console.print(_by_counter(comparison))
     for each in comparison.refused:
         console.print(f"cannot exist: {each.name}: {escape(each.reason)}", highlight=False, soft_wrap=True)
     for found in comparison.disagreements:
@@ -108,6 +109,22 @@ def _by_condition(comparison: Comparison) -> Table:
             of = [cell.agree for cell in judged if cell.arguments[name] == value]
             table.add_row(name, str(value), f"{sum(map(bool, of))} of {len(of)}")
         table.add_section()
+    return table
+
+
+def _by_counter(comparison: Comparison) -> Table:
+    """Each counter with bounds over all cells, and how well the reference agrees with itself."""
+    title = f"medians held against {comparison.reference}'s, in cells that both came through"
+    table = Table(title=title, title_justify="left")
+    own = f"{comparison.reference}'s own runs within"
+    for heading in ("counter", "host", "median ratio", "bounds", "cells within", own):
+        table.add_column(heading)
+    for each in comparison.counters:
+        lowest, highest = BOUNDS[each.counter]
+        middle = "-" if each.ratio is None else f"{each.ratio:.2f}"
+        own = "not run twice" if each.reference_in_bounds is None else f"{each.reference_in_bounds:.0%}"
+        within = f"{each.in_bounds} of {each.cells}"
+        table.add_row(each.counter, each.host, middle, f"{lowest:g} to {highest:g}", within, own)
     return table
 
 

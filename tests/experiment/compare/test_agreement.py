@@ -10,12 +10,14 @@ import pytest
 from testbed.experiment.compare import comparison as module
 from testbed.experiment.compare.agreement import (
     BOUNDS,
+    CounterAgreement,
     Measured,
     in_bounds,
     measure,
     outcomes_agree,
     ratio,
     repeatability,
+    self_agreement,
 )
 from testbed.experiment.compare.comparison import Comparison, reference_of
 from testbed.experiment.compare.explanations import KNOWN, Known, drops_by_chance, explain
@@ -26,7 +28,7 @@ from tests.experiment.compare.planted import cell, runs
 
 def compared(*made: list[Run], hosts: tuple[Host, ...] = ("emulated", "kernel")) -> Comparison:
     found = Comparison(topology="t", hosts=list(hosts), reference=reference_of(hosts), seed=1, repetitions=len(made[0]))
-    found.conclude([cell()], [each for some in made for each in some])
+    found.conclude([cell()], [each for some in made for each in some], sum(map(len, made)))
     return found
 
 
@@ -154,7 +156,7 @@ def test_three_hosts_agree_only_all_together() -> None:
 
 def test_what_is_missing_is_not_complete() -> None:
     found = Comparison(topology="t", hosts=["emulated", "kernel"], reference="kernel", seed=1, repetitions=1)
-    found.conclude([cell("a"), cell("b")], runs("emulated", "p", "a") + runs("kernel", "p", "a"))
+    found.conclude([cell("a"), cell("b")], runs("emulated", "p", "a") + runs("kernel", "p", "a"), 4)
     assert not found.complete
     assert [each.name for each in found.cells] == ["a"]
     assert found.outcome_agreement == 1.0
@@ -226,3 +228,29 @@ def test_every_cell_weighs_the_same_in_how_well_runs_repeat() -> None:
     assert repeatability([{"pass": 4}, {"pass": 1, "deadlock": 1}, {"fail": 1}]) == 0.5
     assert repeatability([{"pass": 1}]) is None
     assert repeatability([]) is None
+
+
+def test_a_counter_over_all_cells_is_its_median_ratio_beside_how_well_the_reference_repeats() -> None:
+    names = ("a", "b", "c", "hung")
+    found = Comparison(topology="t", hosts=["emulated", "kernel"], reference="kernel", seed=1, repetitions=2)
+    made = runs("emulated", "pp", "a", allocstall=[10, 10]) + runs("kernel", "pp", "a", allocstall=[10, 10])
+    made += runs("emulated", "pp", "b", allocstall=[30, 30]) + runs("kernel", "pp", "b", allocstall=[5, 15])
+    made += runs("emulated", "pp", "c", allocstall=[15, 15]) + runs("kernel", "pp", "c", allocstall=[10, 10])
+    made += runs("emulated", "dd", "hung", allocstall=[900, 1]) + runs("kernel", "dd", "hung", allocstall=[1, 900])
+    found.conclude([cell(name) for name in names], made, len(made))
+    (agreement,) = [each for each in found.counters if each.counter == "allocstall"]
+    assert agreement == CounterAgreement("allocstall", "emulated", 3, 2, 1.5, pytest.approx(2 / 3))
+
+
+def test_a_counter_that_the_reference_mostly_does_not_count_has_no_ratio() -> None:
+    found = compared(runs("emulated", "p", allocstall=[10]), runs("kernel", "p", allocstall=[0]))
+    (agreement,) = [each for each in found.counters if each.counter == "allocstall"]
+    assert agreement == CounterAgreement("allocstall", "emulated", 1, 0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [([], None), ([[1]], None), ([[1], [4, 4]], 1.0), ([[4, 9]], 0.0), ([[4, 9], [4, 8]], 0.5), ([[4, 4, 9]], 1 / 3)],
+)
+def test_self_agreement(cells: list[list[int]], expected: float | None) -> None:
+    assert self_agreement("allocstall", cells) == pytest.approx(expected)

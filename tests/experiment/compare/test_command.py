@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,29 @@ def test_an_interrupted_grid_goes_on_where_it_was(
     _, larger, _ = compare(capfd, out, "--grid", "--cells", "5")
     assert len(again) == 4
     assert [cell["name"] for cell in larger["cells"]][:3] == [cell["name"] for cell in data["cells"]]
+
+
+def test_cells_in_which_the_hosts_differ_are_run_more_often(
+    rigged: Callable[..., list[tuple[str, RunOptions]]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    differing = 64 << 20
+
+    def fate(host: str, options: RunOptions) -> Result:
+        differs = options.overrides.memory == differing and host == "emulated" and options.seed == 9
+        return result(allocstall=1000 if differs else 7)
+
+    made = rigged(fate)
+    words = ("--grid", "--cells", "6", "--repetitions-if-differing", "4", "--seed", "9")
+    status, data, _ = compare(capfd, tmp_path / "c", *words)
+    by_memory = Counter(options.overrides.memory for _, options in made)
+    differing_cells = sum(cell["arguments"]["memory"] == differing for cell in data["cells"])
+    assert 0 < differing_cells < 6
+    assert by_memory[differing] == differing_cells * 4 * 2
+    assert by_memory.total() == by_memory[differing] + (6 - differing_cells) * 2
+    assert (status, data["complete"], data["disagreements"]) == (0, True, [])
+    again = rigged(fate)
+    compare(capfd, tmp_path / "c", *words)
+    assert again == [], "nothing is run twice"
 
 
 def test_a_directory_of_another_comparison_is_left_alone(
