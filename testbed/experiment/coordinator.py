@@ -43,6 +43,8 @@ from testbed.lab.fault_relay import relay_name
 CANARY_TIMEOUT_S = 5.0
 CANARY_QUIET_S = 1.0
 FINISH_TIMEOUT_S = 30.0
+FLOOD_LEAD_S = 3.0
+"""How long before the workload those floods start that start before it."""
 CONFIRM_STALLS = 6
 """Stall limits for which a client that stalled is watched after the floods have stopped."""
 CANARY_BEFORE = 50
@@ -234,6 +236,7 @@ class Coordinator:
         """Canary, workload and floods, stall or end, canary, shutdown."""
         for client, canary in zip(self.clients, self._canaries(lambda _: CANARY_BEFORE), strict=True):
             client.canary_before = canary
+        self._floods_before()
         self._workload()
         self.faults.end(self.clock.now(), self._by_name)
         self._stop_floods()
@@ -243,6 +246,12 @@ class Coordinator:
         for client, canary in zip(self.clients, after, strict=True):
             client.canary_after = canary
         self._finish()
+
+    def _floods_before(self) -> None:
+        if early := [flood for flood in self.floods if flood.plan.start == "before"]:
+            for flood in early:
+                self._start(flood)
+            self._until(lambda: False, FLOOD_LEAD_S)
 
     def _workload(self) -> None:
         for client in self.clients:
@@ -268,8 +277,11 @@ class Coordinator:
     def _start_due_floods(self) -> None:
         for flood in self.floods:
             if not flood.started and (flood.plan.start == "workload" or self._target_swaps(flood)):
-                flood.started = True
-                flood.host.send(StartFlood())
+                self._start(flood)
+
+    def _start(self, flood: _Flood) -> None:
+        flood.started = True
+        flood.host.send(StartFlood())
 
     def _target_swaps(self, flood: _Flood) -> bool:
         return any(client.swapping for client in self.clients if client.plan.name in flood.plan.targets)
