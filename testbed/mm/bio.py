@@ -9,6 +9,7 @@ for the first writes.
 from __future__ import annotations
 
 from collections import deque
+from typing import Protocol
 
 from testbed.mm.gfp import GFP_KERNEL, GFP_NOMEMALLOC, GFP_NORETRY, GFP_NOWARN
 from testbed.mm.sched import Task
@@ -22,6 +23,16 @@ GFP_MEMPOOL = GFP_NOMEMALLOC | GFP_NORETRY | GFP_NOWARN
 """What `mempool_alloc` makes of GFP_NOIO. For a reader (GFP_KERNEL) it would reclaim once before it waits."""
 RETRY_S = 5.0
 """`mempool_alloc` looks again after so long, woken or not."""
+
+
+class Bios(Protocol):
+    """Where swap I/O has its bios from."""
+
+    async def bio_alloc(self, count: int, current: Task) -> int:
+        """One bio at least, and `count` at most: how many."""
+
+    def bio_put(self, count: int) -> None:
+        """The I/O of so many has ended."""
 
 
 class BioSet:
@@ -65,11 +76,8 @@ class BioSet:
         self._pool = []
 
 
-class UnlimitedBioSet(BioSet):
+class UnlimitedBioSet:
     """As many bios as anybody asks for, made from no memory."""
-
-    def __init__(self) -> None:
-        pass
 
     async def bio_alloc(self, count: int, current: Task) -> int:
         """All at once."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 from testbed.mm.backing_dev import BackingDev
-from testbed.mm.bio import BioSet
+from testbed.mm.bio import Bios
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
@@ -16,6 +16,10 @@ from testbed.mm.swap_state import SwapCache
 from testbed.mm.watermarks import PAGE_SIZE
 
 KBYTES_PER_PAGE = PAGE_SIZE >> 10
+Submit = Callable[[list[Page], int], Awaitable[None]]
+"""Counts pages and queues them at the device, for a task of that nice value."""
+Ended = Callable[[Sequence[Page], int], None]
+"""What happens to pages whose I/O has ended, with an errno, or 0."""
 
 
 class SwapDevice(Protocol):
@@ -38,7 +42,7 @@ class SwapIO:
     `bdi` is the device's congestion, and `acct_reclaim_writeback` hears how many pages have just been written.
     """
 
-    def __init__(self, page_alloc: PageAllocator, cache: SwapCache, device: SwapDevice, bio_set: BioSet) -> None:
+    def __init__(self, page_alloc: PageAllocator, cache: SwapCache, device: SwapDevice, bio_set: Bios) -> None:
         self.page_alloc = page_alloc
         self.vmstat = page_alloc.vmstat
         self.bdi = BackingDev(self.vmstat)
@@ -52,33 +56,33 @@ class SwapIO:
         self.read_errors = 0
 
     async def swap_writepages(self, pages: list[Page], current: Task) -> None:
-        """`swap_writepage` for a plugged batch; the pages are already under writeback.
-
-        They go out in as many parts as bios come. If the caller is cancelled, the writes of the others have failed.
-        """
-        try:
-            while pages:
-                bios = await self.bio_set.bio_alloc(len(pages), current)
-                batch, pages = pages[:bios], pages[bios:]
-                self.vmstat.pswpout += bios
-                self.vmstat.pgpgout += bios * KBYTES_PER_PAGE
-                await self.device.submit_write(batch, current.nice)
-        finally:
-            if pages:
-                self._written(pages, errno.EIO)
+        """`swap_writepage` for a plugged batch; the pages are already under writeback."""
+        await self._in_parts(pages, current, self._submit_write, self._written)
 
     async def swap_readpages(self, pages: list[Page], current: Task) -> None:
-        """`swap_readpage` for a plugged batch of locked pages, as `swap_writepages`."""
+        """`swap_readpage` for a plugged batch of locked pages."""
+        await self._in_parts(pages, current, self._submit_read, self._read)
+
+    async def _in_parts(self, pages: list[Page], current: Task, submit: Submit, ended: Ended) -> None:
+        """They go out in as many parts as bios come. If the caller is cancelled, the I/O of the others has failed."""
         try:
             while pages:
                 bios = await self.bio_set.bio_alloc(len(pages), current)
                 batch, pages = pages[:bios], pages[bios:]
-                self.vmstat.pswpin += bios
-                self.vmstat.pgpgin += bios * KBYTES_PER_PAGE
-                await self.device.submit_read(batch, current.nice)
+                await submit(batch, current.nice)
         finally:
             if pages:
-                self._read(pages, errno.EIO)
+                ended(pages, errno.EIO)
+
+    async def _submit_write(self, pages: list[Page], nice: int) -> None:
+        self.vmstat.pswpout += len(pages)
+        self.vmstat.pgpgout += len(pages) * KBYTES_PER_PAGE
+        await self.device.submit_write(pages, nice)
+
+    async def _submit_read(self, pages: list[Page], nice: int) -> None:
+        self.vmstat.pswpin += len(pages)
+        self.vmstat.pgpgin += len(pages) * KBYTES_PER_PAGE
+        await self.device.submit_read(pages, nice)
 
     def end_write(self, pages: Sequence[Page], error: int) -> None:
         """`end_swap_bio_write`: a page that could not be written is dirty again, keeps its slot and stays in memory.
