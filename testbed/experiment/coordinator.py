@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, Protocol
 
 from testbed.experiment.acting import acting
@@ -43,8 +44,8 @@ from testbed.lab.fault_relay import relay_name
 CANARY_TIMEOUT_S = 5.0
 CANARY_QUIET_S = 1.0
 FINISH_TIMEOUT_S = 30.0
-FLOOD_LEAD_S = 3.0
-"""How long before the workload those floods start that start before it."""
+STEADY_S = 1.0
+"""How long a client must have swapped for floods that wait until that is steady."""
 CONFIRM_STALLS = 6
 """Stall limits for which a client that stalled is watched after the floods have stopped."""
 CANARY_BEFORE = 50
@@ -112,7 +113,7 @@ class _Client:
         self.canary_after: Canary | None = None
         self.report: dict[str, Any] | None = None
         self.corrupt_pages: dict[str, list[int]] = {}
-        self.swapping = False
+        self.swaps_since = inf
         self.ended = False
 
     def observe(self, sample: Sample) -> None:
@@ -236,7 +237,6 @@ class Coordinator:
         """Canary, workload and floods, stall or end, canary, shutdown."""
         for client, canary in zip(self.clients, self._canaries(lambda _: CANARY_BEFORE), strict=True):
             client.canary_before = canary
-        self._floods_before()
         self._workload()
         self.faults.end(self.clock.now(), self._by_name)
         self._stop_floods()
@@ -246,12 +246,6 @@ class Coordinator:
         for client, canary in zip(self.clients, after, strict=True):
             client.canary_after = canary
         self._finish()
-
-    def _floods_before(self) -> None:
-        if early := [flood for flood in self.floods if flood.plan.start == "before"]:
-            for flood in early:
-                self._start(flood)
-            self._until(lambda: False, FLOOD_LEAD_S)
 
     def _workload(self) -> None:
         for client in self.clients:
@@ -277,14 +271,12 @@ class Coordinator:
     def _start_due_floods(self) -> None:
         for flood in self.floods:
             if not flood.started and (flood.plan.start == "workload" or self._target_swaps(flood)):
-                self._start(flood)
-
-    def _start(self, flood: _Flood) -> None:
-        flood.started = True
-        flood.host.send(StartFlood())
+                flood.started = True
+                flood.host.send(StartFlood())
 
     def _target_swaps(self, flood: _Flood) -> bool:
-        return any(client.swapping for client in self.clients if client.plan.name in flood.plan.targets)
+        due = self.clock.now() - (STEADY_S if flood.plan.start == "steady" else 0.0)
+        return any(client.swaps_since <= due for client in self.clients if client.plan.name in flood.plan.targets)
 
     def _note_stalls(self) -> None:
         for client in self.clients:
@@ -380,7 +372,8 @@ class Coordinator:
         elif isinstance(message, Event):
             if message.name == "corrupt_page":
                 client.corrupt_pages.setdefault(message.fields["task"], []).append(message.fields["page"])
-            client.swapping |= message.name == "swapping"
+            if message.name == "swapping":
+                client.swaps_since = message.time
             client.ended |= message.name == "workload_ended"
         elif isinstance(message, Finished):
             client.report = message.report

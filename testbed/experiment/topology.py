@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from testbed.experiment.faults.handles import Fault, Link, Memory, Process, Storage
 
 Size = int | str
-Start = Literal["swapping", "workload", "before"]
+Start = Literal["swapping", "workload", "steady"]
 Cache = Literal["writeback", "none"]
 
 READERS = ("prompt", "faulting", "corked", "never")
@@ -32,7 +32,7 @@ SLAB_ALLOCATORS = ("slub", "slab")
 CLIENT_HOSTS = ("emulated", "kernel")
 DRIVERS = ("linear", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
-STARTS = ("swapping", "workload", "before")
+STARTS = ("swapping", "workload", "steady")
 CACHES = ("writeback", "none")
 SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
@@ -262,8 +262,8 @@ AnyHost = TypeVar("AnyHost", NbdServer, SwapClient, Neighbour)
 class Flood:
     """Unrelated traffic at `pps` frames a second; `size` is the whole Ethernet frame, in bytes, without its checksum.
 
-    `start` is "swapping" (once the target has begun to swap out), "workload" (as soon as its tasks start) or "before"
-    (3 s before they do, so that sockets are full by then).
+    `start` is "swapping" (once the target has begun to swap out), "workload" (as soon as its tasks start) or "steady"
+    (a second after it has begun to swap: hosts of every kind have noticed that by then).
     """
 
     kind: ClassVar[str] = ""

@@ -2,8 +2,8 @@
 
 Each point is one client whose tasks touch more than its memory while a neighbour floods three sockets that nobody
 reads. The server is as slow as a disk, so that hosts of either kind swap at one rate, and are flooded for as long. One
-fills its memory in half a second, another in five: the flood comes before either does, so that both begin to swap with
-full sockets. Then, once any host swaps, min_free_kbytes is raised for a second every few seconds. What was above the
+fills its memory in half a second, another in five, and is noticed to swap sooner or later: so the flood comes a second
+after that. Then, once any host swaps, min_free_kbytes is raised for a second every few seconds. What was above the
 reserve is then in it, so that frames of every flood come to sit there: without that, whether a slow flood ever gets so
 far is chance, on a real kernel, too.
 """
@@ -42,7 +42,7 @@ SWAPPED = 128 << 20
 """Bytes that the tasks of a client touch beyond its memory."""
 RAISED = 4
 """How many times as large min_free_kbytes is while it is raised."""
-RAISED_FROM_S, RAISED_EVERY_S, RAISED_FOR_S, RAISED_UNTIL_S = 12, 3, 1, 90
+RAISED_FROM_S, RAISED_EVERY_S, RAISED_FOR_S, RAISED_UNTIL_S = 6, 2, 1, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ def grid_topology(min_free_kbytes: int) -> Topology:
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
     topology.workload(client, LinearTouch())
-    topology.flood(noise, client, UdpFlood(start="before"))
+    topology.flood(noise, client, UdpFlood(start="steady"))
     raised = topology.memory_of(client).min_free_kbytes(kbytes=RAISED * min_free_kbytes)
     for second in range(RAISED_FROM_S, RAISED_UNTIL_S, RAISED_EVERY_S):
         topology.at(second, raised, until=second + RAISED_FOR_S)

@@ -62,13 +62,13 @@ def test_in_every_cell_the_reserve_is_raised_now_and_then() -> None:
         plan = resolve(made.topology, made.options.overrides)
         raised = [each for each in plan.schedule if each.arguments]
         assert {each.arguments["kbytes"] for each in raised} == {4 * plan.clients[0].min_free_kbytes}
-        assert min(each.time for each in raised) == 12, "by when a real kernel, slow to fill 256M, swaps, too"
+        assert min(each.time for each in raised) == 6, "by when a real kernel, slow to fill 256M, swaps, too"
 
 
-def test_in_every_cell_sockets_fill_before_memory_does() -> None:
+def test_in_every_cell_the_flood_comes_once_the_client_swaps_steadily() -> None:
     made = cell(Point(64 << 20, "default", 2000, 1400, 16, 4 << 20, True), COMMON)
     (noise,) = (each for each in resolve(made.topology, made.options.overrides).neighbours if each.floods)
-    assert {flood.start for flood in noise.floods} == {"before"}
+    assert {flood.start for flood in noise.floods} == {"steady"}
 
 
 def test_half_of_the_sample_is_not_patched() -> None:
