@@ -44,7 +44,11 @@ PATCHES: dict[int, Patch] = {
         _patch(3, "mm: slub: Optimise the SLUB fast path to avoid pfmemalloc checks", 2),
         _patch(4, "mm: Introduce __GFP_MEMALLOC to allow access to emergency reserves"),
         _patch(5, "mm: allow PF_MEMALLOC from softirq context"),
-        _patch(6, "mm: Ignore mempolicies when using ALLOC_NO_WATERMARK", acts_on="two memory nodes"),
+        _patch(
+            6,
+            "mm: Ignore mempolicies when using ALLOC_NO_WATERMARK",
+            acts_on="two memory nodes, and tasks with a memory policy",
+        ),
         _patch(7, "net: Introduce sk_allocation() to allow addition of GFP flags depending on the individual socket"),
         _patch(8, "netvm: Allow the use of __GFP_MEMALLOC by specific sockets", 4, 7),
         _patch(9, "netvm: Allow skb allocation to use PFMEMALLOC reserves", 4, 8),

@@ -43,6 +43,7 @@ from testbed.hosts.plan import (
     SwapArea,
     WorkloadPlan,
 )
+from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.watermarks import PAGE_SIZE, compute
 from testbed.nbd.client_tls import TLS_WARNING
 from testbed.net.skbuff import rx_truesize
@@ -291,7 +292,12 @@ def _workload(topology: Topology, client: SwapClient, change: Overrides) -> Work
         raise TopologyError(
             f"{client.name}: a workload of {format_size(total)} has less than a page for each of {processes} tasks"
         )
-    return WorkloadPlan(processes, pages, workload.passes)
+    if workload.mempolicy is not None and max(mpol_parse_str(workload.mempolicy).nodes) >= client.nodes:
+        raise TopologyError(
+            f"{client.name}: its tasks' memory policy {workload.mempolicy} names a node that it has not: it has "
+            f"nodes={client.nodes}, counted from 0"
+        )
+    return WorkloadPlan(processes, pages, workload.passes, workload.mempolicy)
 
 
 def _server(topology: Topology, server: NbdServer, interfaces: dict[str, Interface], change: Overrides) -> ServerPlan:

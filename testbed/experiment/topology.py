@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, TypeVar
 
 from testbed.experiment.faults.step import Step
 from testbed.hosts.plan import BystanderProtocol, ClientHost, Reader, SlabAllocator, ZoneLayout
+from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
 from testbed.nbd.client_tls import TlsFiles
 from testbed.net.sk_mem import Mem
@@ -374,16 +375,23 @@ Traffic = Flood | TcpStream
 @dataclass(frozen=True)
 class LinearTouch:
     """The series' own workload: `processes` tasks map `total` bytes together (None: 4 x RAM), write every page once,
-    then read it all in order `passes` times, checking every page."""
+    then read it all in order `passes` times, checking every page. `mempolicy` is the memory policy of each task, in
+    the words of `mpol=`: "bind:1", "prefer:0", "interleave:0,1"; None is none."""
 
     processes: int = 16
     total: Size | None = None
     passes: int = 1
+    mempolicy: str | None = None
 
     def __post_init__(self) -> None:
         _check_number(self.processes, "workload: processes", 1, 1024)
         _check_size(self.total, "workload: total")
         _check_number(self.passes, "workload: passes", 1, 1000)
+        if self.mempolicy is not None:
+            try:
+                mpol_parse_str(self.mempolicy)
+            except ValueError as error:
+                raise TopologyError(f"workload: mempolicy: {error}") from None
 
 
 @dataclass(frozen=True)

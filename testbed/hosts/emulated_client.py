@@ -43,6 +43,7 @@ from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Sur
 from testbed.lab.errors import LabError
 from testbed.mm.filemap import AddressSpace
 from testbed.mm.memory import Vma
+from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
@@ -410,6 +411,8 @@ class EmulatedClient:
         for number in range(workload.processes):
             pages = workload.pages // workload.processes + (number < workload.pages % workload.processes)
             touch = LinearTouch(number, pages, workload.passes, share, surroundings)
+            if workload.mempolicy is not None:
+                touch.task.mempolicy = mpol_parse_str(workload.mempolicy)
             self.node.oom_killer.tasks.add(touch.task)
             self._spawn(self._run_task(touch))
 

@@ -90,11 +90,13 @@ class BystanderPlan:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadPlan:
-    """`processes` tasks write `pages` pages in all once, then read them `passes` times."""
+    """`processes` tasks write `pages` pages in all once, then read them `passes` times. `mempolicy` is where each wants
+    its memory (see `mpol_parse_str`)."""
 
     processes: int
     pages: int
     passes: int
+    mempolicy: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

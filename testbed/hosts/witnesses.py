@@ -42,6 +42,11 @@ def witnesses(counters: Mapping[str, int], netstat: NetStat, nbd_sends: tuple[in
             c["softirq_pf_memalloc_allocs"],
             "pages that a softirq with PF_MEMALLOC got from the reserve",
         ),
+        6: (
+            c["mempolicy_ignored"] + c["mempolicy_kept"],
+            c["mempolicy_ignored"],
+            "pages of the reserve taken near the CPU, whatever the task's memory policy",
+        ),
         7: (
             netstat.sk_allocation_memalloc + netstat.sk_allocation_missing,
             netstat.sk_allocation_memalloc,

@@ -13,10 +13,12 @@ from testbed.experiment.arguments import parse_run
 from testbed.experiment.checks import switch_took_effect
 from testbed.experiment.faults.step import Step
 from testbed.experiment.plan import resolve
-from testbed.hosts.plan import ClientPlan
+from testbed.hosts.plan import ClientPlan, WorkloadPlan
 from testbed.patches import ALWAYS_ACTING, PATCHES
 from tests.experiment import witness
 from tests.experiment.small import build
+
+INTERLEAVED = WorkloadPlan(16, 65536, 1, "interleave:0,1")
 
 
 def client_plan(**changes: Any) -> ClientPlan:
@@ -31,8 +33,10 @@ def client_plan(**changes: Any) -> ClientPlan:
         ({"driver": "frag"}, {10}),
         ({"driver": "page"}, {11}),
         ({"slab": "slab"}, {13}),
-        ({"nodes": 2}, {6}),
-        ({"driver": "page", "slab": "slab", "nodes": 2}, {6, 11, 13}),
+        ({"nodes": 2}, set()),
+        ({"nodes": 2, "workload": INTERLEAVED}, {6}),
+        ({"workload": INTERLEAVED}, set()),
+        ({"driver": "page", "slab": "slab", "nodes": 2, "workload": INTERLEAVED}, {6, 11, 13}),
     ],
 )
 def test_what_a_client_has_decides_which_patches_act(changes: dict[str, Any], more: set[int]) -> None:

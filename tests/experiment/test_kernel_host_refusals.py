@@ -66,11 +66,20 @@ def test_what_a_real_kernel_cannot_do(
 
 
 @pytest.mark.program("gcc")
-def test_a_client_that_no_kernel_can_be(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        ('memory="64M"', 'memory="64M", nodes=2', "nodes=2"),
+        ("LinearTouch(", 'LinearTouch(mempolicy="bind:0", ', "mempolicy='bind:0'"),
+    ],
+)
+def test_a_client_that_no_kernel_can_be(
+    before: str, after: str, word: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = ["run", str(TOPOLOGIES / "swap_quiet.py"), "--host", "kernel", "--out", str(tmp_path / "run")]
     topology = tmp_path / "two_nodes.py"
     text = (TOPOLOGIES / "swap_quiet.py").read_text()
-    topology.write_text(text.replace('memory="64M"', 'memory="64M", nodes=2'))
+    topology.write_text(text.replace(before, after))
     words[1] = str(topology)
     assert main(words) == 2
-    assert "nodes=2" in capsys.readouterr().err
+    assert word in capsys.readouterr().err

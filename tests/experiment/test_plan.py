@@ -200,6 +200,13 @@ def test_what_makes_no_sense_together() -> None:
     assert "no SwapClient" in refusal(Topology("empty"))
 
 
+def test_a_memory_policy_is_about_nodes_that_the_client_has() -> None:
+    workload = LinearTouch(mempolicy="bind:1")
+    assert "names a node that it has not: it has nodes=1" in refusal(build(workload=workload))
+    (client,) = resolve(build(client={"nodes": 2}, workload=workload)).clients
+    assert client.workload.mempolicy == "bind:1"
+
+
 def test_what_is_not_connected() -> None:
     topology = Topology("apart")
     server = topology.add(NbdServer("server"))

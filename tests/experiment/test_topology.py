@@ -84,6 +84,7 @@ def test_hosts_come_back_from_add_and_keep_their_order() -> None:
         (lambda: LinearTouch(processes=0), "workload: processes must be"),
         (lambda: LinearTouch(passes=True), "workload: passes must be"),
         (lambda: LinearTouch(total="0"), "workload: total: a size must be more than 0"),
+        (lambda: LinearTouch(mempolicy="default"), "workload: mempolicy: 'default' is no memory policy"),
     ],
 )
 def test_a_bad_value_is_one_line_that_names_it(mistake: Callable[[], Any], line: str) -> None:

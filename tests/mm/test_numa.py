@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from testbed.mm.gfp import GFP_ATOMIC, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_MEMALLOC
-from testbed.mm.mempolicy import Mempolicy
+from testbed.mm.mempolicy import Mempolicy, mpol_parse_str
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
@@ -78,6 +78,26 @@ def test_interleave_takes_turns() -> None:
     current = task(0, Mempolicy("interleave", [0, 1]))
     pages = [page_alloc.alloc_page_nowait(GFP_HIGHUSER_MOVABLE, current) for _ in range(6)]
     assert [page.zone.span.node for page in pages if page is not None] == [0, 1, 0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "policy"),
+    [
+        ("bind:1", Mempolicy("bind", [1])),
+        ("prefer:0", Mempolicy("preferred", [0])),
+        ("interleave:0,1", Mempolicy("interleave", [0, 1])),
+    ],
+)
+def test_a_policy_in_the_words_of_mpol(text: str, policy: Mempolicy) -> None:
+    assert mpol_parse_str(text) == policy
+
+
+@pytest.mark.parametrize(
+    "text", ["", "local", "preferred:1", "bind", "bind:", "bind:a", "bind:-1", "prefer:0,1", "bind:1,"]
+)
+def test_what_is_no_policy(text: str) -> None:
+    with pytest.raises(ValueError, match=r"memory policy|names no nodes|prefers several"):
+        mpol_parse_str(text)
 
 
 def test_a_policy_needs_a_node() -> None:

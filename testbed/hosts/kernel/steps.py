@@ -25,6 +25,7 @@ def unsupported(plan: ClientPlan) -> str | None:
     differences = {
         "zones": (plan.zones, "normal"),
         "nodes": (plan.nodes, 1),
+        "mempolicy": (plan.workload.mempolicy, None),
         "driver": (plan.driver, "linear"),
         "copybreak": (plan.copybreak, 0),
         "tap": (plan.tap, None),
