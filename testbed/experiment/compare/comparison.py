@@ -151,7 +151,7 @@ class Comparison(msgspec.Struct, kw_only=True):
             ours, theirs = cell.outcomes[host], cell.outcomes[self.reference]
             if outcomes_agree(ours, theirs) is False:
                 of_both = [run for run in runs if run.host in (host, self.reference) and run.outcome != "error"]
-                why = explain("outcome", host, self.reference, cell.arguments) or drops_by_chance(of_both)
+                why = drops_by_chance(of_both)
                 yield Disagreement(cell.name, "outcome", host, in_words(ours), in_words(theirs), why)
             elif "deadlock" not in commonest(theirs):
                 yield from self._counters_out_of_bounds(cell, host)
@@ -161,9 +161,9 @@ class Comparison(msgspec.Struct, kw_only=True):
             found, reference = measured[host], measured[self.reference]
             if in_bounds(counter, found.ratio):
                 continue
-            why = explain(counter, host, self.reference, cell.arguments)
-            if why is None and found.within:
-                why = "within the spread of the reference's own runs"
+            less = found.median < reference.median
+            why = "within the spread of the reference's own runs" if found.within else None
+            why = why or explain(counter, host, self.reference, cell.arguments, less=less)
             yield Disagreement(cell.name, counter, host, spelled(found), spelled(reference), why)
 
 

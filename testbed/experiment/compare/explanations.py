@@ -17,25 +17,54 @@ FEW = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """A difference in `what` (a counter, or "outcome") between a model's host and a reference, in cells whose
-    arguments it `holds` for."""
+    """What makes `host` count less of `counter` than a reference, in cells whose arguments it `holds` for."""
 
-    what: str
+    counter: str
     host: Host
     reference: Host
     holds: Callable[[Mapping[str, Any]], bool]
     why: str
 
 
-KNOWN: tuple[Known, ...] = ()
+def _anywhere(_arguments: Mapping[str, Any]) -> bool:
+    return True
+
+
+def _reserve_is_raised(arguments: Mapping[str, Any]) -> bool:
+    """Is it a cell of the grid, where min_free_kbytes is raised for a moment again and again?"""
+    return "min_free" in arguments
+
+
+KSWAPD_FIRST = (
+    "when min_free_kbytes is raised, a real kswapd shares the processor with tasks and packets, which find the reserve "
+    "not yet filled; the model's has freed what it can, in pages that are clean, before any of them looks"
+)
+KNOWN: tuple[Known, ...] = (
+    Known(
+        "allocstall",
+        "emulated",
+        "kernel",
+        _anywhere,
+        "while most pages are under writeback, a real reclaimer tries again and again (pgscan_direct in millions); "
+        "the model's sleeps after each try until a page has been freed or written, since nothing else can have changed",
+    ),
+    Known("pgscan_direct_throttle", "emulated", "kernel", _reserve_is_raised, KSWAPD_FIRST),
+    Known("PFMemallocDrop", "emulated", "kernel", _reserve_is_raised, KSWAPD_FIRST),
+)
 
 
 def explain(
-    what: str, host: Host, reference: Host, arguments: Mapping[str, Any], known: Sequence[Known] = KNOWN
+    counter: str,
+    host: Host,
+    reference: Host,
+    arguments: Mapping[str, Any],
+    *,
+    less: bool,
+    known: Sequence[Known] = KNOWN,
 ) -> str | None:
-    """Why this difference is there, if that is known."""
-    for each in known:
-        if (each.what, each.host, each.reference) == (what, host, reference) and each.holds(arguments):
+    """Why the host counts `less` than the reference, or more, if that is known."""
+    for each in known if less else ():
+        if (each.counter, each.host, each.reference) == (counter, host, reference) and each.holds(arguments):
             return each.why
     return None
 
