@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=count(1),
         default=1,
         metavar="N",
-        help="where the hosts differ after --repetitions, go on to N runs on each host",
+        help="where the hosts differ after --repetitions, in outcome or unexplained, go on to N runs on each host",
     )
     parser.add_argument("--workers", type=count(1), default=1, metavar="N", help="runs at a time (default %(default)s)")
     parser.add_argument("--cluster", metavar="ADDRESS", help="make the runs on this dask.distributed cluster")
@@ -235,7 +235,7 @@ def _carry_out(rig: _Rig, comparison: Comparison) -> tuple[list[Run], str | None
     everywhere = rig.keys([cell.name for cell in task.cells], task.repetitions)
     trouble = _make(rig, everywhere, done)
     comparison.conclude(task.cells, [done[key] for key in everywhere if key in done], len(everywhere))
-    differing = dict.fromkeys(found.cell for found in comparison.disagreements)
+    differing = dict.fromkeys(found.cell for found in comparison.disagreements if found.is_open)
     wanted = dict.fromkeys(everywhere + rig.keys([*differing], task.repetitions_if_differing))
     trouble = trouble or _make(rig, wanted, done)
     runs = [done[key] for key in wanted if key in done]

@@ -40,6 +40,11 @@ class Disagreement(msgspec.Struct, frozen=True):
     reference: str
     explanation: str | None
 
+    @property
+    def is_open(self) -> bool:
+        """Would more runs say more? Chance decides outcomes, and what is not understood may be chance."""
+        return self.what == "outcome" or self.explanation is None
+
 
 class CellResult(msgspec.Struct, kw_only=True):
     """What came out under the same conditions. `completed` are the runs that came to the end of their work. `agree`:

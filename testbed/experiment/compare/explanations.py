@@ -17,21 +17,18 @@ FEW = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What makes `host` count less of `counter` than a reference, in cells whose arguments it `holds` for."""
+    """What makes `host` count `less` of `counter` than a reference, or more, in cells whose arguments it `holds` for."""
 
     counter: str
     host: Host
     reference: Host
+    less: bool
     holds: Callable[[Mapping[str, Any]], bool]
     why: str
 
 
-def _anywhere(_arguments: Mapping[str, Any]) -> bool:
-    return True
-
-
-def _reserve_is_raised(arguments: Mapping[str, Any]) -> bool:
-    """Is it a cell of the grid, where min_free_kbytes is raised for a moment again and again?"""
+def _is_of_the_grid(arguments: Mapping[str, Any]) -> bool:
+    """There the server is as slow as a disk, and min_free_kbytes is raised for a moment again and again."""
     return "min_free" in arguments
 
 
@@ -44,12 +41,22 @@ KNOWN: tuple[Known, ...] = (
         "allocstall",
         "emulated",
         "kernel",
-        _anywhere,
+        True,
+        _is_of_the_grid,
         "while most pages are under writeback, a real reclaimer tries again and again (pgscan_direct in millions); "
         "the model's sleeps after each try until a page has been freed or written, since nothing else can have changed",
     ),
-    Known("pgscan_direct_throttle", "emulated", "kernel", _reserve_is_raised, KSWAPD_FIRST),
-    Known("PFMemallocDrop", "emulated", "kernel", _reserve_is_raised, KSWAPD_FIRST),
+    Known(
+        "allocstall",
+        "emulated",
+        "kernel",
+        False,
+        _is_of_the_grid,
+        "User Mode Linux touches fewer pages a second than the server takes, so that its kswapd mostly keeps up alone; "
+        "the model touches more, and tasks reclaim themselves while kswapd waits for a request",
+    ),
+    Known("pgscan_direct_throttle", "emulated", "kernel", True, _is_of_the_grid, KSWAPD_FIRST),
+    Known("PFMemallocDrop", "emulated", "kernel", True, _is_of_the_grid, KSWAPD_FIRST),
 )
 
 
@@ -63,8 +70,9 @@ def explain(
     known: Sequence[Known] = KNOWN,
 ) -> str | None:
     """Why the host counts `less` than the reference, or more, if that is known."""
-    for each in known if less else ():
-        if (each.counter, each.host, each.reference) == (counter, host, reference) and each.holds(arguments):
+    for each in known:
+        difference = each.counter, each.host, each.reference, each.less
+        if difference == (counter, host, reference, less) and each.holds(arguments):
             return each.why
     return None
 

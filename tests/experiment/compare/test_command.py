@@ -160,7 +160,7 @@ def test_cells_in_which_the_hosts_differ_are_run_more_often(
 
     def fate(host: str, options: RunOptions) -> Result:
         differs = options.overrides.memory == differing and host == "emulated" and options.seed == 9
-        return result(allocstall=1000 if differs else 7)
+        return result(PFMemallocDrop=1000 if differs else 7)
 
     made = rigged(fate)
     words = ("--grid", "--cells", "6", "--repetitions-if-differing", "4", "--seed", "9")
