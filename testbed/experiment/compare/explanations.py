@@ -17,7 +17,7 @@ FEW = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What makes `host` count `less` of `counter` than a reference, or more, in cells whose arguments it `holds` for."""
+    """Why `host` counts `less` of `counter` than a reference, or more, in cells whose arguments it `holds` for."""
 
     counter: str
     host: Host

@@ -163,7 +163,7 @@ def test_what_is_missing_is_not_complete() -> None:
 
 
 def test_a_known_difference_explains_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Known("allocstall", "emulated", "kernel", True, lambda arguments: arguments["name"] == "cell", "it is known")
+    known = Known("allocstall", "emulated", "kernel", True, lambda given: given["name"] == "cell", "it is known")
     assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, less=True, known=[known]) == "it is known"
     assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, less=False, known=[known]) is None
     others: list[tuple[str, Host, str]] = [
