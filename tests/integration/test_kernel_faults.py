@@ -56,7 +56,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     topology.at(3.0, link.partition(), until=3.5)
     topology.at(5.3, link.loss(probability=0.05), until=5.9)
     topology.at(5.3, link.delay(seconds=0.002), until=5.9)
-    topology.at(6.0, topology.storage_of(server).eio_write(every_nth=10), until=6.8)
+    topology.at(6.0, topology.storage_of(server).eio_write(every_nth=2), until=6.8)
     topology.at(7.0, topology.process_of(server).kill(), until=7.4)
     directory = tmp_path_factory.mktemp("faults") / "run"
     return Told(run(directory, topology), directory)
