@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.root, pytest.mark.program("gcc"), pytest.mark.timeout(
 
 TOPOLOGIES = Path(__file__).parents[2] / "topologies"
 FLOOD = TOPOLOGIES / "kernel_flood.py"
-SMALL = Overrides(host="kernel", workload_total=40 << 20, tasks=4)
+SMALL = Overrides(host="kernel", workload_total=64 << 20, tasks=4)
 
 
 def failed(record: RunRecord) -> list[str]:
@@ -63,7 +63,7 @@ def test_a_kernel_and_a_model_share_a_topology() -> None:
     ]
     topology.connect(server, noise, *clients)
     for client in clients:
-        topology.workload(client, LinearTouch(processes=4, total="40M"))
+        topology.workload(client, LinearTouch(processes=4, total="64M"))
     topology.flood(noise, clients[1], UdpFlood(pps=500, size=200))
     record = run_plan(resolve(topology))
     checks = {check.name: check for check in judge(record.evidence).checks}

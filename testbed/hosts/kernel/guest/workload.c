@@ -5,6 +5,7 @@
  */
 #include "guest.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -82,7 +83,18 @@ static int touch(struct task *task, struct stamp *at, struct stamp stamp, int wr
 	return wrong;
 }
 
-static void run_task(struct task *task, unsigned number, const struct work *work)
+/* A gate that is a pipe: it opens when nobody can write to it any more, which is when all tasks are there. */
+static void pass_gate(const int *gate)
+{
+	char none;
+
+	close(gate[1]);
+	while (read(gate[0], &none, 1) < 0 && errno == EINTR)
+		;
+	close(gate[0]);
+}
+
+static void run_task(struct task *task, unsigned number, const struct work *work, const int *gate)
 {
 	unsigned long pages = work->pages / work->tasks + (number < work->pages % work->tasks);
 	struct stamp *memory, stamp = { .task = number, .seed = work->seed };
@@ -91,6 +103,7 @@ static void run_task(struct task *task, unsigned number, const struct work *work
 	memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		_exit(1);
+	pass_gate(gate);
 	for (unsigned pass = 0; pass <= work->passes; pass++)
 		for (stamp.page = 0; stamp.page < pages; stamp.page++) {
 			if (!(stamp.page % work->turn))
@@ -132,6 +145,7 @@ const char *start_workload(char *arguments)
 {
 	static pid_t pids[MOST_TASKS];
 	struct work work;
+	int gate[2];
 
 	if (sscanf(arguments, "%lu %lu %u %u %lu", &work.tasks, &work.pages, &work.passes, &work.turn, &work.seed) != 5 ||
 	    work.tasks > MOST_TASKS)
@@ -140,9 +154,12 @@ const char *start_workload(char *arguments)
 	if (fork())
 		return NULL;
 	stay("workload");
+	if (pipe(gate))
+		_exit(1);
 	for (unsigned long i = 0; i < work.tasks; i++)
 		if (!(pids[i] = fork()))
-			run_task(&progress->task[i], i, &work);
+			run_task(&progress->task[i], i, &work, gate);
+	close(gate[1]);
 	watch(work.tasks, pids);
 	_exit(1);
 }
