@@ -7,7 +7,7 @@ what everybody saw to the verdict. What its hosts are, and what its clock shows,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from testbed.experiment.evidence import (
 from testbed.experiment.faults.injected import Injected, held_until, on, ranges
 from testbed.experiment.faults.injector import Injector
 from testbed.experiment.plan import NeighbourPlan, Plan
+from testbed.experiment.topology import Start
 from testbed.hosts.messages import (
     Command,
     Event,
@@ -45,7 +46,7 @@ CANARY_TIMEOUT_S = 5.0
 CANARY_QUIET_S = 1.0
 FINISH_TIMEOUT_S = 30.0
 STEADY_S = 1.0
-"""How long a client must have swapped for floods that wait until that is steady."""
+"""How long a client must have swapped for floods and faults that wait until that is steady."""
 CONFIRM_STALLS = 6
 """Stall limits for which a client that stalled is watched after the floods have stopped."""
 CANARY_BEFORE = 50
@@ -197,7 +198,7 @@ class Coordinator:
         self.floods: list[_Flood] = []
         self.links: dict[str, Host] = {}
         self._link_reports: dict[str, Mapping[str, Any]] = {}
-        self.faults = Injector(plan.schedule, self._say)
+        self.faults = Injector(plan.schedule, plan.faults_start, self._say)
         self.out_of_time = False
         self.workload_started: float | None = None
         self._by_name: dict[str, list[Host]] = {}
@@ -253,11 +254,11 @@ class Coordinator:
             client.host.send(StartWorkload())
         self.workload_started = self.clock.now()
         self._say("workload_started", {})
-        self.faults.start(self.workload_started)
         deadline = self.clock.now() + self.limits.time
+        self._start_what_is_due()
         while not all(client.ended for client in self.clients):
             self._tick()
-            self._start_due_floods()
+            self._start_what_is_due()
             if any(self._stalled(client) for client in self.clients):
                 self._note_stalls()
                 return
@@ -268,15 +269,20 @@ class Coordinator:
     def _stalled(self, client: _Client) -> bool:
         return client.stalled_for(self.faults.injected.values()) >= self.limits.stall
 
-    def _start_due_floods(self) -> None:
+    def _start_what_is_due(self) -> None:
+        if not self.faults.started and self._is_due(self.faults.faults_start, self.clients):
+            self.faults.start(self.clock.now())
         for flood in self.floods:
-            if not flood.started and (flood.plan.start == "workload" or self._target_swaps(flood)):
+            if not flood.started and self._is_due(flood.plan.start, self._targets(flood)):
                 flood.started = True
                 flood.host.send(StartFlood())
 
-    def _target_swaps(self, flood: _Flood) -> bool:
-        due = self.clock.now() - (STEADY_S if flood.plan.start == "steady" else 0.0)
-        return any(client.swaps_since <= due for client in self.clients if client.plan.name in flood.plan.targets)
+    def _targets(self, flood: _Flood) -> list[_Client]:
+        return [client for client in self.clients if client.plan.name in flood.plan.targets]
+
+    def _is_due(self, start: Start, clients: Sequence[_Client]) -> bool:
+        since = self.clock.now() - (STEADY_S if start == "steady" else 0.0)
+        return start == "workload" or any(client.swaps_since <= since for client in clients)
 
     def _note_stalls(self) -> None:
         for client in self.clients:

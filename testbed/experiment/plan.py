@@ -158,7 +158,7 @@ class Plan:
     """The whole experiment in numbers. `warnings` are lines for people: it runs, but read the result with care.
 
     `fault_links` names the hosts whose link can have faults, which something in the middle of it has to bring about;
-    `schedule` is what will go wrong, and when.
+    `schedule` is what will go wrong, and when, counted from `faults_start`.
     """
 
     name: str
@@ -170,6 +170,7 @@ class Plan:
     captures: tuple[CapturePlan, ...] = ()
     fault_links: frozenset[str] = frozenset()
     schedule: Schedule = ()
+    faults_start: Start = "workload"
 
     @property
     def floods(self) -> tuple[FloodPlan, ...]:
@@ -231,7 +232,10 @@ def resolve(topology: Topology, overrides: Overrides | None = None) -> Plan:
         for host in topology.hosts
         if isinstance(host, NbdServer) and host.bandwidth is not None and host.program != "builtin"
     )
-    return Plan(topology.name, segments, servers, clients, neighbours, warnings, schedule=_schedule(topology))
+    schedule, start = _schedule(topology), topology.faults_start
+    return Plan(
+        topology.name, segments, servers, clients, neighbours, warnings, schedule=schedule, faults_start=start
+    )
 
 
 def _schedule(topology: Topology) -> Schedule:

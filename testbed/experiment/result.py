@@ -185,7 +185,7 @@ class LinkFrames(msgspec.Struct):
 
 
 class FaultResult(msgspec.Struct):
-    """One fault of the schedule. Times are seconds from the start of the workload: planned, and when it happened.
+    """One fault of the schedule. Times are seconds from the schedule's start: planned, and when it happened.
 
     None for what was not planned, or did not happen. `did` is what whoever carried it out says of it.
     """
@@ -233,6 +233,7 @@ class Result(msgspec.Struct, kw_only=True):
     links: dict[str, dict[str, LinkFrames]] = {}
     faults: list[FaultResult] = []
     schedule: list[dict[str, Any]] = []
+    faults_start: str = "workload"
     warnings: list[str] = []
     topology: str = ""
     version: str = ""

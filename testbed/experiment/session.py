@@ -180,6 +180,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         limits=limits_reached(plan, record.evidence),
         faults=fault_results(plan.schedule, record.evidence.faults),
         schedule=as_plain(plan.schedule),
+        faults_start=plan.faults_start,
         links={name: link_frames(report) for name, report in record.evidence.links.items()},
         warnings=[
             *plan.warnings,

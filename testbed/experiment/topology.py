@@ -403,11 +403,17 @@ class Segment:
 
 
 class Topology:
-    """Everything one experiment is made of. Methods raise TopologyError."""
+    """Everything one experiment is made of. Methods raise TopologyError.
 
-    def __init__(self, name: str) -> None:
+    The times of its faults count from the start of the workload, or with `faults_start` from when the first client
+    begins to swap ("swapping") or a second later ("steady").
+    """
+
+    def __init__(self, name: str, faults_start: Start = "workload") -> None:
         _check_name("topology", name)
+        _check_choice(faults_start, f"{name}: faults_start", STARTS)
         self.name = name
+        self.faults_start = faults_start
         self.hosts: list[Host] = []
         self.segments: list[Segment] = []
         self.workloads: dict[str, LinearTouch] = {}
@@ -453,7 +459,7 @@ class Topology:
         self.floods.append((source, target, flood))
 
     def at(self, seconds: float, fault: Fault, until: float | None = None) -> Topology:
-        """Schedule a fault, or the end of one, so many seconds after the start of the workload; returns the topology.
+        """Schedule a fault, or the end of one, so many seconds after `faults_start`; returns the topology.
 
         `until` is when a fault that is set ends again.
         """

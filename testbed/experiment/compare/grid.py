@@ -1,11 +1,10 @@
 """The grid: every combination of conditions that decide whether swap over the network survives, or a sample of it.
 
 Each point is one client whose tasks touch more than its memory while a neighbour floods three sockets that nobody
-reads. The server is as slow as a disk, so that hosts of either kind swap at one rate, and are flooded for as long. One
-fills its memory in half a second, another in five, and is noticed to swap sooner or later: so the flood comes a second
-after that. Then, once any host swaps, min_free_kbytes is raised for a second every few seconds. What was above the
-reserve is then in it, so that frames of every flood come to sit there: without that, whether a slow flood ever gets so
-far is chance, on a real kernel, too.
+reads. The server is as slow as a disk, so that hosts of either kind swap at one rate. One fills its memory in half a
+second, another in five, and is noticed to swap sooner or later: so the flood comes a second after that. From then on,
+min_free_kbytes is raised for a second every other second. What was above the reserve is then in it, so that frames of
+every flood come to sit there: without that, whether a slow flood ever gets so far is chance, on a real kernel, too.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ SWAPPED = 128 << 20
 """Bytes that the tasks of a client touch beyond its memory."""
 RAISED = 4
 """How many times as large min_free_kbytes is while it is raised."""
-RAISED_FROM_S, RAISED_EVERY_S, RAISED_FOR_S, RAISED_UNTIL_S = 6, 2, 1, 90
+RAISED_FROM_S, RAISED_EVERY_S, RAISED_FOR_S, RAISED_UNTIL_S = 1, 2, 1, 90
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +103,7 @@ def sample(points: Sequence[Point], seed: int) -> Iterator[Point]:
 
 def grid_topology(min_free_kbytes: int) -> Topology:
     """What all points have in common; `min_free_kbytes`, in KiB, is the client's when it is not raised."""
-    topology = Topology("grid")
+    topology = Topology("grid", faults_start="steady")
     server = topology.add(NbdServer("server", bandwidth="32M"))
     client = topology.add(SwapClient("client", memory="128M", swap=server, gso=False, bystanders=[Bystander(count=3)]))
     noise = topology.add(Neighbour("noise"))

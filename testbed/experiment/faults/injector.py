@@ -1,8 +1,8 @@
 """Carries a schedule out while a run goes on, and keeps the record of what was set, when, and what it did.
 
 It only tells hosts what the next step is: whoever runs a link, a server or a client makes it happen and answers with
-an event. Times of the schedule count from the start of the workload. At the end of the workload everything that is
-still set is cleared, so that what comes afterwards is seen without faults; a process that was killed stays dead.
+an event. At the end of the workload everything that is still set is cleared, so that what comes afterwards is seen
+without faults; a process that was killed stays dead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from testbed.experiment.faults.injected import Injected
 from testbed.experiment.faults.kinds import layer_of
 from testbed.experiment.faults.recorded import EVENT, as_plain
 from testbed.experiment.faults.step import Schedule, Step, end_of
+from testbed.experiment.topology import Start
 from testbed.hosts.messages import ClearFault, Command, Event, SetFault
 from testbed.lab.fault_relay import relay_name
 
@@ -31,20 +32,28 @@ class Target(Protocol):
 
 
 class Injector:
-    """Takes the steps of `schedule` as they fall due; `say` writes to the event log."""
+    """Takes the steps of `schedule` as they fall due, counted from `faults_start`; `say` writes to the event log."""
 
-    def __init__(self, schedule: Schedule, say: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(
+        self, schedule: Schedule, faults_start: Start, say: Callable[[str, dict[str, Any]], None]
+    ) -> None:
         self.injected: dict[int, Injected] = {}
+        self.faults_start = faults_start
         self._schedule = schedule
         self._due = deque(schedule)
         self._say = say
         self._started: float | None = None
 
+    @property
+    def started(self) -> bool:
+        """Does time run?"""
+        return self._started is not None
+
     def start(self, now: float) -> None:
-        """The workload has started; the whole schedule goes to the event log."""
+        """The times of the schedule count from `now`; the whole of it goes to the event log."""
         self._started = now
         if self._schedule:
-            self._say(EVENT, {"steps": as_plain(self._schedule)})
+            self._say(EVENT, {"start": self.faults_start, "steps": as_plain(self._schedule)})
 
     def wait(self, now: float) -> float:
         """Seconds until the next step is due."""

@@ -13,7 +13,7 @@ from typing import Any
 from testbed.experiment.faults.hosts import Hosts
 from testbed.experiment.faults.kinds import layer_of
 from testbed.experiment.faults.nemesis import Nemesis, draw
-from testbed.experiment.faults.recorded import load_schedule
+from testbed.experiment.faults.recorded import DEFAULT_START, load_schedule
 from testbed.experiment.faults.step import BadSchedule, Schedule, check_clears, seeded
 from testbed.experiment.plan import Plan
 from testbed.experiment.topology import TopologyError
@@ -46,16 +46,16 @@ def scheduled(plan: Plan, options: FaultOptions, seed: int, time_limit: float) -
 
     Raises TopologyError for a step that cannot be carried out, and CannotRun for a file that holds no schedule.
     """
-    schedule = plan.schedule
+    schedule, start = plan.schedule, plan.faults_start
     if options.schedule is not None:
-        schedule = load_schedule(options.schedule)
+        schedule, start = load_schedule(options.schedule)
     elif options.nemesis is not None:
-        schedule = draw(plan, options.nemesis, seed)
+        schedule, start = draw(plan, options.nemesis, seed), DEFAULT_START
     try:
         check(plan, schedule, time_limit)
     except BadSchedule as error:
         raise TopologyError(f"{plan.name}: {error}") from None
-    return with_schedule(plan, seeded(schedule, seed))
+    return with_schedule(replace(plan, faults_start=start), seeded(schedule, seed))
 
 
 def with_schedule(plan: Plan, schedule: Schedule) -> Plan:

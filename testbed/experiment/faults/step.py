@@ -23,7 +23,7 @@ class BadSchedule(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One moment of a schedule, `time` seconds after the start of the workload.
+    """One moment of a schedule, `time` seconds after the schedule's start, usually that of the workload.
 
     `target` is a host: its link, its storage, its process or its memory, as the `kind` says. `seed` is for whatever is
     random in the fault.

@@ -76,11 +76,12 @@ class FakeHost:
 
 
 class FakeClient(FakeHost):
-    """Works for `WORK_S` seconds in all, but only while `moving` says so."""
+    """Works for `WORK_S` seconds in all, but only while `moving` says so, and swaps after `swaps_after` of them."""
 
     def __init__(self, name: str, clock: FakeClock, moving: Callable[[], bool]) -> None:
         super().__init__(name, clock)
         self.canaries = 0
+        self.swaps_after = 0.0
         self._moving = moving
         self._work = 0.0
         self._before = clock.now()
@@ -89,18 +90,22 @@ class FakeClient(FakeHost):
     def send(self, command: Command) -> bool:
         if isinstance(command, StartWorkload):
             self._started = True
-            self.event("swapping")
         return super().send(command)
+
+    def _swaps(self) -> bool:
+        return self._started and self._work > self.swaps_after
 
     def report(self) -> dict[str, object]:
         return witness.report()
 
     def messages(self) -> list[Message]:
         now = self._clock.now()
-        ended = self._work >= WORK_S
+        ended, swaps = self._work >= WORK_S, self._swaps()
         if self._started and self._moving():
             self._work += now - self._before
         self._before = now
+        if self._swaps() and not swaps:
+            self.event("swapping")
         done = min(100, round(10 * self._work))
         counters = witness.counters(
             swap_completions=done,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from testbed.experiment.coordinator import RunRecord
 from testbed.experiment.faults.planning import NO_OTHERS, scheduled
 from testbed.experiment.plan import Plan
 from testbed.experiment.result import Check, fault_results
+from testbed.experiment.topology import Start
 from testbed.experiment.verdict import judge
 from testbed.hosts.messages import Event, SetFault
 from tests.experiment.faults.faulty import faulty_plan
@@ -55,6 +57,16 @@ def test_hosts_are_told_at_the_planned_times_in_the_planned_order() -> None:
     assert ended[1:] == ("ClearFault", 2)
     assert ended[0] >= 12.0, "what the schedule does not end is ended with the workload"
     assert judge(record.evidence).outcome == "pass"
+
+
+@pytest.mark.parametrize(("start", "seconds"), [("workload", 1.0), ("swapping", 4.0), ("steady", 5.0)])
+def test_times_count_from_where_the_topology_says(start: Start, seconds: float) -> None:
+    stage = Stage(replace(partition(1.0, 2.0), faults_start=start), free)
+    stage.client.swaps_after = 3.0
+    stage.play()
+    begun, ended = (time for time, _, _ in stage.told(stage.link))
+    assert begun == pytest.approx(seconds, abs=0.3)
+    assert ended == pytest.approx(begun + 1.0)
 
 
 def test_the_log_has_the_schedule_and_every_step() -> None:

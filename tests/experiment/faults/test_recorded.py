@@ -26,22 +26,25 @@ def schedule() -> Schedule:
 
 
 def events(schedule: Schedule) -> str:
-    lines = [{"name": "workload_started", "fields": {}}, {"name": "schedule", "fields": {"steps": as_plain(schedule)}}]
+    fields = {"start": "steady", "steps": as_plain(schedule)}
+    lines = [{"name": "workload_started", "fields": {}}, {"name": "schedule", "fields": fields}]
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def test_a_result_an_event_log_a_directory_and_a_plain_list_all_hold_it(tmp_path: Path, schedule: Schedule) -> None:
-    (tmp_path / "result.json").write_bytes(encode(Result(outcome="pass", schedule=as_plain(schedule))))
+    result = Result(outcome="pass", schedule=as_plain(schedule), faults_start="steady")
+    (tmp_path / "result.json").write_bytes(encode(result))
     (tmp_path / "events.jsonl").write_text(events(schedule))
     (tmp_path / "list.json").write_bytes(msgspec.json.encode(schedule))
-    for path in (tmp_path / "result.json", tmp_path / "events.jsonl", tmp_path / "list.json", tmp_path):
-        assert load_schedule(path) == schedule
+    for path in (tmp_path / "result.json", tmp_path / "events.jsonl", tmp_path):
+        assert load_schedule(path) == (schedule, "steady")
+    assert load_schedule(tmp_path / "list.json") == (schedule, "workload")
 
 
 def test_a_replay_has_the_same_steps_whatever_the_seed_of_the_run(tmp_path: Path, schedule: Schedule) -> None:
     (tmp_path / "events.jsonl").write_text(events(schedule))
     replayed = scheduled(PLAN, FaultOptions(schedule=tmp_path), seed=99, time_limit=30.0)
-    assert replayed.schedule == schedule
+    assert (replayed.schedule, replayed.faults_start) == (schedule, "steady")
 
 
 def test_a_list_written_by_hand_needs_neither_numbers_nor_seeds(tmp_path: Path) -> None:
@@ -50,7 +53,7 @@ def test_a_list_written_by_hand_needs_neither_numbers_nor_seeds(tmp_path: Path) 
         {"time": 1, "action": "set", "target": "client", "kind": "partition"},
     ]
     (tmp_path / "mine.json").write_text(json.dumps({"schedule": steps}))
-    assert load_schedule(tmp_path / "mine.json") == (
+    assert load_schedule(tmp_path / "mine.json")[0] == (
         Step(1.0, "set", "client", "partition", number=1),
         Step(2.0, "clear", "client", "partition", number=1),
     )
@@ -64,6 +67,7 @@ def test_a_list_written_by_hand_needs_neither_numbers_nor_seeds(tmp_path: Path) 
         ("{}", "no schedule of faults"),
         ('{"outcome": "pass"}', "no schedule of faults"),
         ('[{"time": 1}]', "missing required field"),
+        ('{"schedule": [], "faults_start": "never"}', "Invalid enum value 'never'"),
         ('[{"time": 1, "action": "clear", "target": "client", "kind": "partition"}]', "has no partition"),
     ],
 )
