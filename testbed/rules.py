@@ -49,8 +49,9 @@ class Rules:
         False, "patch 06 ignores the nodes that a policy binds to, not only the order it prefers (4.19)"
     )
     pcp_batch_ceiling: int = _rule(128, "pages that limit the batch of a per-cpu list: 512 KiB, or (4.20) 1 MiB")
-    pcp_high_batches: int = _rule(
-        6, "batches on a per-cpu list until one goes back (5.14: 4 while its zone is short, far more while it is not)"
+    pcp_high_batches: int = _rule(6, "batches on a per-cpu list until some of it goes back (5.14: 4 at least)")
+    pcp_high_is_low_watermark: bool = _rule(
+        False, "a per-cpu list grows to the low watermark unless kswapd is at work, and gives back more at once (5.14)"
     )
     # --- slab allocators ---
     slub_get_partial_match: bool = _rule(
@@ -161,6 +162,7 @@ LINUX_6_1 = Rules(
     no_watermarks_ignores_nodemask=True,
     pcp_batch_ceiling=256,
     pcp_high_batches=4,
+    pcp_high_is_low_watermark=True,
     slub_high_order_nomemalloc=True,
     slab_pfmemalloc="lists",
     anon_starts_active=False,

@@ -176,6 +176,7 @@ def test_no_wake_up_is_lost_between_the_test_and_the_sleep(preset: str, gfp_mask
         while not machine.node.vmstat.nr_throttled:
             await asyncio.sleep(0)
         machine.give_back(1)
+        machine.node.page_alloc.drain_all_pages()
         vmscan.pfmemalloc_wait.wake_all()
         assert not await is_blocked(sleeper, 0.5)
 

@@ -94,6 +94,13 @@ KERNEL_RULES = (
         NUMA,
     ),
     *_stuck("pcp_batch_ceiling", "mm/per_cpu_pages.py", "rules.pcp_batch_ceiling", ("128", "256"), PCP),
+    *_stuck(
+        "pcp_high_is_low_watermark",
+        "mm/per_cpu_pages.py",
+        "= rules.pcp_high_is_low_watermark",
+        ("= False", "= True"),
+        PCP,
+    ),
     *_stuck("pcp_high_batches", "mm/per_cpu_pages.py", "rules.pcp_high_batches", ("6", "4"), PCP),
     *_stuck("anon_starts_active", "mm/memory.py", "rules.anon_starts_active", ON_OFF, VECTORS),
     *_stuck("anon_starts_active", "mm/vmscan.py", "self.rules.anon_starts_active", ON_OFF, VECTORS),

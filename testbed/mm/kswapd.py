@@ -48,9 +48,15 @@ class Kswapd:
         """Sleep while the node is balanced, balance it otherwise, until cancelled."""
         while True:
             await self._kswapd_try_to_sleep()
-            self._balances = True
+            self._set_balances(True)
             await self.balance_pgdat()
-            self._balances = False
+            self._set_balances(False)
+
+    def _set_balances(self, balances: bool) -> None:
+        """`set_reclaim_active`, `clear_reclaim_active`."""
+        self._balances = balances
+        for zone in self.pgdat.zones:
+            zone.pcp.reclaim_active = balances
 
     async def _kswapd_try_to_sleep(self) -> None:
         """A nap first: if it is cut short, or the high watermarks fail after it, to sleep would have been too early.

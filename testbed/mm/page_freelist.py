@@ -73,6 +73,7 @@ class PageFreelists:
                 if not listed:
                     return self._rmqueue(zone, 0)
                 self.vmstat.pgalloc += 1
+                zone.pcp.free_factor >>= 1
                 return listed.pop()
         return None
 
@@ -90,6 +91,7 @@ class PageFreelists:
             if not pcp.pages:
                 return None
         self.vmstat.pgalloc += 1
+        pcp.free_factor >>= 1
         return pcp.pages.pop()
 
     def _rmqueue_bulk(self, zonelist: Zonelist, count: int, alloc_flags: int) -> list[Page]:
@@ -115,12 +117,7 @@ class PageFreelists:
     def free_page(self, page: Page) -> None:
         """`__free_page`."""
         page.reset()
-        zone = page.zone
-        pcp = zone.pcp
-        pcp.pages.append(page)
-        if len(pcp.pages) >= pcp.high:
-            _give_surplus(zone)
-        self._freed(zone, 1)
+        self._free_to(page.zone, [page])
 
     def free_slab_pages(self, pages: list[Page]) -> None:
         """`free_pages` for pages that were slabs: nothing but the way they were allocated is to be forgotten."""
@@ -151,10 +148,8 @@ class PageFreelists:
 
     def _free_to(self, zone: Zone, pages: list[Page]) -> None:
         """`free_hot_cold_page`: to the per-cpu list, which gives back what is too much."""
-        pcp = zone.pcp
-        pcp.pages += pages
-        if len(pcp.pages) >= pcp.high:
-            _give_surplus(zone)
+        if surplus := zone.pcp.add(pages):
+            zone.free.give(surplus)
         self._freed(zone, len(pages))
 
     def _freed(self, zone: Zone, count: int) -> None:
@@ -185,6 +180,7 @@ def _take(zone: Zone, count: int, above: int) -> list[Page]:
     listed, batch = pcp.pages, pcp.batch
     count = min(count, len(listed) + (above - 1) // batch * batch + 1)
     missing = count - len(listed)
+    pcp.free_factor >>= count
     if missing > 0:
         more = zone.free.take(-(-missing // batch) * batch)
         pages = listed[::-1]
@@ -195,15 +191,6 @@ def _take(zone: Zone, count: int, above: int) -> list[Page]:
         pages = listed[: -count - 1 : -1]
         del listed[-count:]
     return pages
-
-
-def _give_surplus(zone: Zone) -> None:
-    """`free_pcppages_bulk`: what has been longest on the per-cpu list goes back to the buddy allocator."""
-    pcp = zone.pcp
-    surplus = pcp.surplus()
-    listed, pcp.pages = pcp.pages, pcp.pages[surplus:]
-    del listed[surplus:]
-    zone.free.give(listed)
 
 
 def block_of(page: Page, order: int) -> list[Page]:

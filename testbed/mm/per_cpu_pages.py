@@ -6,25 +6,67 @@ test first. A host of this model has one CPU, and so one list for each zone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from testbed.mm.page import Page
 from testbed.rules import Rules
 
+PCP_BATCH_SCALE_MAX = 5
+"""CONFIG_PCP_BATCH_SCALE_MAX: a list gives back at most 2**5 batches at once."""
+
 
 class PerCpuPages:
-    """The list of one zone of `managed` pages: hot pages at its end, the next to be given back at its beginning."""
+    """The list of one zone of `managed` pages: hot pages at its end, the next to be given back at its beginning.
 
-    __slots__ = ("batch", "high", "pages")
+    From 5.14 it may hold as much as the low watermark, except while kswapd balances its zone (`reclaim_active`), and
+    gives back twice as much each time that nothing was taken from it in between (`free_factor`).
+    """
+
+    __slots__ = ("_by_low_watermark", "_high", "_least_high", "batch", "free_factor", "pages", "reclaim_active")
 
     def __init__(self, managed: int, rules: Rules) -> None:
         size = zone_batchsize(managed, rules)
         self.batch = max(1, size)
-        self.high = rules.pcp_high_batches * size
+        self._by_low_watermark = rules.pcp_high_is_low_watermark
+        self._least_high = rules.pcp_high_batches * (self.batch if self._by_low_watermark else size)
+        self._high = self._least_high
+        self.reclaim_active = False
+        self.free_factor = 0
         self.pages: list[Page] = []
 
-    def surplus(self) -> int:
-        """How many pages go back once the list has reached `high`: whole batches, until it is below that again."""
-        batches = -(-(len(self.pages) - self.high + 1) // self.batch)
-        return min(batches * self.batch, len(self.pages))
+    @property
+    def high(self) -> int:
+        """`nr_pcp_high`: with so many pages the list gives some back."""
+        return self._least_high if self.reclaim_active else self._high
+
+    def set_low_watermark(self, low: int) -> None:
+        """`zone_highsize`, in pages."""
+        if self._by_low_watermark:
+            self._high = max(low, self._least_high)
+
+    def add(self, pages: Sequence[Page]) -> list[Page]:
+        """`free_unref_page_commit` of one page after the other; those that go back, longest on the list first."""
+        count, high, coming, surplus = len(self.pages), self.high, len(pages), 0
+        self.pages += pages
+        while coming and count + coming >= high:
+            step = min(max(1, high - count), coming)
+            coming -= step
+            count += step
+            given = min(self._nr_pcp_free(high), count)
+            count -= given
+            surplus += given
+        given_back = self.pages[:surplus]
+        del self.pages[:surplus]
+        return given_back
+
+    def _nr_pcp_free(self, high: int) -> int:
+        batch = self.batch
+        if not self._by_low_watermark:
+            return batch
+        scaled, most = batch << self.free_factor, high - batch
+        if scaled < most and self.free_factor < PCP_BATCH_SCALE_MAX:
+            self.free_factor += 1
+        return min(max(scaled, batch), most)
 
 
 def zone_batchsize(managed: int, rules: Rules) -> int:

@@ -82,6 +82,7 @@ class Zone:
     def set_watermarks(self, watermarks: Watermarks) -> None:
         """Give the zone other watermarks."""
         self.watermarks = watermarks
+        self.pcp.set_low_watermark(watermarks.low)
         self.marks = tuple(
             tuple(mark + reserve for reserve in self.lowmem_reserve)
             for mark in (watermarks.min, watermarks.low, watermarks.high)
