@@ -176,7 +176,10 @@ class PageAllocator(PageFreelists):
         return None
 
     async def _let_kswapd_run(self) -> None:
-        """Kswapd has slept for long, so the scheduler lets it run until it sleeps: as long as it scans, here."""
+        """Kswapd has slept for long, so the scheduler lets it run until it sleeps: as long as it scans, here.
+
+        Nobody makes way for a kswapd that waits.
+        """
         scanned = -1
         while self.kswapd_running() and self.vmstat.pgscan_kswapd != scanned:
             scanned = self.vmstat.pgscan_kswapd
