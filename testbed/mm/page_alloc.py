@@ -93,6 +93,12 @@ class PageAllocator(PageFreelists):
             head = self._alloc_nowait(Request(order, gfp_mask, current, zonelist))
         return None if head is None else block_of(head, order)
 
+    def alloc_page_above_low(self, gfp_mask: int, current: Task) -> Page | None:
+        """What `alloc_page` gives without waiting while memory is not low, policies aside; None: ask it."""
+        if current.mempolicy is not None:
+            return None
+        return self._get_page_above_low(self.zonelists.of(gfp_mask, current))
+
     async def alloc_page(self, gfp_mask: int, current: Task) -> Page | None:
         """`alloc_page` for a caller that may sleep if it has __GFP_WAIT.
 
