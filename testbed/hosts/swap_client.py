@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import pickle
 import socket
 import struct
 import time
@@ -20,7 +21,7 @@ from testbed.hosts.bystander import UdpSocket, udp_socket
 from testbed.hosts.capturing_nic import CapturingNic
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.emulated_client import EmulatedClient
-from testbed.hosts.messages import Shutdown
+from testbed.hosts.messages import Message, Shutdown
 from testbed.hosts.nbd_sock import SwapSocket
 from testbed.hosts.nic import Nic
 from testbed.hosts.plan import CapturePlan, ClientPlan
@@ -62,9 +63,14 @@ def swap_client_main(channel: Connection, spec: SwapClientSpec) -> None:
     """The whole life of a swap client process; the caller has put it into the NIC's namespace."""
     nic = _nic(spec)
     spec.host.join()
+
+    def say(message: Message) -> None:
+        """`channel.send` takes a pickler written in Python, a millisecond for each sample."""
+        channel.send_bytes(pickle.dumps(message))
+
     try:
         client = EmulatedClient(
-            *(spec.plan, spec.patches, spec.seed, RealEdge(nic), channel.send), cpu_clock=time.process_time
+            *(spec.plan, spec.patches, spec.seed, RealEdge(nic), say), cpu_clock=time.process_time
         )
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)

@@ -9,7 +9,7 @@ from testbed.mm.scan_control import DEF_PRIORITY, ScanControl
 from testbed.mm.sched import Task
 from testbed.mm.stall import HZ_OVER_10
 from testbed.mm.vmscan import Vmscan
-from testbed.mm.wait import WaitQueue
+from testbed.mm.wait import Thread, WaitQueue
 from testbed.mm.zone import Zone
 
 UNRECLAIMABLE_SCANS = 6
@@ -29,11 +29,12 @@ class Kswapd:
         self.task = Task("kswapd0", pf_kthread=True, pf_memalloc=True)
         self.kswapd_wait = WaitQueue()
         self._woken = False
-        self._balances = False
+        self._thread: Thread | None = None
 
     def running(self) -> bool:
-        """Is it awake, or about to be?"""
-        return self._woken or self._balances
+        """Does it run, or will it as soon as it gets the CPU? Not while it waits for a request, or for writes to end.
+        """
+        return self._woken if self._thread is None else not self._thread.sleeping
 
     def wakeup_kswapd(self) -> bool:
         """Wake kswapd; False if it does not sleep. Whoever calls has seen a zone below its low watermark."""
@@ -46,17 +47,23 @@ class Kswapd:
 
     async def run(self) -> None:
         """Sleep while the node is balanced, balance it otherwise, until cancelled."""
+        self._thread = Thread(self._kswapd())
+        try:
+            await self._thread
+        finally:
+            self._thread = None
+
+    async def _kswapd(self) -> None:
         while True:
             await self._kswapd_try_to_sleep()
-            self._set_balances(True)
+            self._set_reclaim_active(True)
             await self.balance_pgdat()
-            self._set_balances(False)
+            self._set_reclaim_active(False)
 
-    def _set_balances(self, balances: bool) -> None:
+    def _set_reclaim_active(self, active: bool) -> None:
         """`set_reclaim_active`, `clear_reclaim_active`."""
-        self._balances = balances
         for zone in self.pgdat.zones:
-            zone.pcp.reclaim_active = balances
+            zone.pcp.reclaim_active = active
 
     async def _kswapd_try_to_sleep(self) -> None:
         """A nap first: if it is cut short, or the high watermarks fail after it, to sleep would have been too early.

@@ -75,7 +75,9 @@ class Memory:
                 return page
 
     async def _do_anonymous_page(self, current: Task, vma: Vma, index: int) -> Page:
-        page = await self._alloc_user_page(current)
+        page = self.page_alloc.alloc_page_above_low(GFP_HIGHUSER_MOVABLE, current)
+        if page is None:
+            page = await self._alloc_user_page(current)
         page.buffer[:] = ZEROES[: len(page.buffer)]
         page.dirty = page.uptodate = True
         self._map(page, vma, index)
@@ -147,7 +149,9 @@ class Memory:
         return bool(count) and count != SWAP_MAP_BAD and not count & SWAP_HAS_CACHE
 
     async def _read_swap_cache_async(self, current: Task, slot: int, entry: int, batch: list[Page]) -> None:
-        page = await self._alloc_user_page(current)
+        page = self.page_alloc.alloc_page_above_low(GFP_HIGHUSER_MOVABLE, current)
+        if page is None:
+            page = await self._alloc_user_page(current)
         if not self._wanted(slot) or not self.cache.add_to_swap_cache(page, slot, current):
             self.page_alloc.free_page(page)
             return

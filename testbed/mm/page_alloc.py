@@ -93,6 +93,12 @@ class PageAllocator(PageFreelists):
             head = self._alloc_nowait(Request(order, gfp_mask, current, zonelist))
         return None if head is None else block_of(head, order)
 
+    def alloc_page_above_low(self, gfp_mask: int, current: Task) -> Page | None:
+        """What `alloc_page` gives without waiting while memory is not low, policies aside; None: ask it."""
+        if current.mempolicy is not None:
+            return None
+        return self._get_page_above_low(self.zonelists.of(gfp_mask, current))
+
     async def alloc_page(self, gfp_mask: int, current: Task) -> Page | None:
         """`alloc_page` for a caller that may sleep if it has __GFP_WAIT.
 
@@ -176,7 +182,10 @@ class PageAllocator(PageFreelists):
         return None
 
     async def _let_kswapd_run(self) -> None:
-        """Kswapd has slept for long, so the scheduler lets it run until it sleeps: as long as it scans, here."""
+        """Kswapd has slept for long, so the scheduler lets it run until it sleeps: as long as it scans, here.
+
+        Nobody makes way for a kswapd that waits.
+        """
         scanned = -1
         while self.kswapd_running() and self.vmstat.pgscan_kswapd != scanned:
             scanned = self.vmstat.pgscan_kswapd

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Coroutine, Generator
+from typing import Any
 
 
 class RunQueue:
@@ -69,6 +71,35 @@ class WaitQueue:
     def wake_all(self) -> None:
         """`wake_up_all`."""
         self.wake(len(self._favoured) + len(self._ordinary))
+
+
+class Thread:
+    """What a kernel thread does, to be awaited by its task; others see whether it sleeps or wants the CPU."""
+
+    __slots__ = ("_waits_for", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, None]) -> None:
+        self._work = work
+        self._waits_for: asyncio.Future[Any] | None = None
+
+    @property
+    def sleeping(self) -> bool:
+        """It waits for something that has not happened yet."""
+        return self._waits_for is not None and not self._waits_for.done()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        work = self._work.__await__()
+        try:
+            self._waits_for = next(work)
+            while True:
+                try:
+                    yield self._waits_for
+                except BaseException as error:
+                    self._waits_for = work.throw(error)
+                else:
+                    self._waits_for = next(work)
+        except StopIteration:
+            return
 
 
 def _expire(sleeper: asyncio.Future[bool]) -> None:

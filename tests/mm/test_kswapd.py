@@ -10,6 +10,7 @@ from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.gfp import GFP_KERNEL
 from testbed.mm.memory import Vma
 from testbed.mm.sched import Task
+from testbed.mm.wait import Thread, WaitQueue
 from testbed.patches import PRESETS, Switches
 from tests.mm.machine import Machine, machine_64m
 from tests.virtual_time import simulate
@@ -154,5 +155,55 @@ def test_kswapd_runs_until_it_sleeps_before_whoever_asked_for_memory_below_low()
         assert node.vmstat.kswapd_wake >= 1
         assert min(scanned[1:]) > len(vma.ptes)
         kswapd.cancel()
+
+    simulate(main())
+
+
+def test_nobody_makes_way_for_a_kswapd_that_waits_for_its_writes() -> None:
+    """Once kswapd sleeps somewhere, a fault above min is served at once, without a turn of the event loop."""
+
+    async def main() -> None:
+        kernel = PRESETS["6.1"]
+        machine = Machine(2048, Switches.of(kernel.patches, kernel.rules), delay=None)
+        node = machine.node
+        node.swap_io.bio_set = UnlimitedBioSet()
+        kswapd = asyncio.create_task(node.kswapd.run())
+        owner = Task("owner")
+        vma = Vma(owner, machine.free - node.zone.watermarks.low + 2)
+        for index in range(len(vma.ptes) - 1):
+            await node.memory.handle_mm_fault(owner, vma, index, write=True)
+        await asyncio.sleep(0.001)
+        assert node.zone.watermarks.min < node.zone.nr_free_pages < node.zone.watermarks.low
+        assert node.vmstat.nr_writeback > 0
+        assert not node.kswapd.running()
+        fault = node.memory.handle_mm_fault(owner, vma, len(vma.ptes) - 1, write=True)
+        with pytest.raises(StopIteration):
+            fault.send(None)
+        kswapd.cancel()
+
+    simulate(main())
+
+
+def test_a_thread_sleeps_until_what_it_waits_for_has_happened() -> None:
+    async def main() -> None:
+        queue = WaitQueue()
+
+        async def work() -> None:
+            await asyncio.sleep(0)
+            assert await queue.wait()
+
+        thread = Thread(work())
+
+        async def run() -> None:
+            await thread
+
+        task = asyncio.create_task(run())
+        await asyncio.sleep(0)
+        gave_way = thread.sleeping
+        await asyncio.sleep(0)
+        waits = thread.sleeping
+        queue.wake(1)
+        assert (gave_way, waits, thread.sleeping) == (False, True, False)
+        await task
 
     simulate(main())
