@@ -291,7 +291,8 @@ CHECKS: dict[str, CheckFunction] = {
 def longest_pause(samples: Iterable[Observation]) -> tuple[float, float]:
     """Seconds of the longest time without a swap completion while tasks waited, and of the longest without a sample.
 
-    Raises Missing with fewer than two samples.
+    A pause counts from the first page swapped out on: to fill a large memory takes a slow machine long. Raises Missing
+    with fewer than two samples.
     """
     ordered = list(samples)
     if len(ordered) < 2:
@@ -300,7 +301,8 @@ def longest_pause(samples: Iterable[Observation]) -> tuple[float, float]:
     since = ordered[0]
     for earlier, later in pairwise(ordered):
         silent = max(silent, later.time - earlier.time)
-        if gauge(later, "swap_completions") != gauge(since, "swap_completions") or not gauge(later, "tasks_waiting"):
+        swapping = gauge(later, "tasks_waiting") and gauge(later, "pswpout")
+        if not swapping or gauge(later, "swap_completions") != gauge(since, "swap_completions"):
             since = later
         pause = max(pause, later.time - since.time)
     return pause, silent

@@ -370,6 +370,12 @@ def test_a_pause_with_no_task_waiting_is_rest() -> None:
     assert judge(run(client(samples=resting))).outcome == "pass"
 
 
+def test_to_fill_memory_before_anything_is_swapped_is_no_pause() -> None:
+    filling = [Observation(tick / 10, counters(tasks_waiting=3, pswpout=0)) for tick in range(80)]
+    swapping = Observation(8.0, counters(tasks_waiting=3))
+    assert judge(run(client(samples=[*filling, swapping]))).outcome == "pass"
+
+
 def test_an_error_of_the_rig_is_neither_pass_nor_fail() -> None:
     verdict = judge(run(error="the server died"))
     assert verdict.outcome == "error"

@@ -16,7 +16,7 @@ class Pulse:
 
     def __init__(self) -> None:
         self.max_gap_s = 0.0
-        """The longest time without a completed swap request while tasks waited."""
+        """The longest time without a completed swap request while tasks waited, from the first page swapped out on."""
         self.moved: float | None = None
         """When the guest last did anything."""
         self._completions: int | None = None
@@ -29,8 +29,9 @@ class Pulse:
         state = tuple(counters[name] for name in MOVES)
         if state != self._state:
             self._state, self.moved = state, now
-        if counters["swap_completions"] != self._completions or not counters["tasks_waiting"]:
-            self._completions, self._since = counters["swap_completions"], now
+        completions = counters["swap_completions"]
+        if completions != self._completions or not (counters["tasks_waiting"] and counters["pswpout"]):
+            self._completions, self._since = completions, now
         self.max_gap_s = max(self.max_gap_s, now - self._since)
         self._cpu.append((now, cpu_s))
         while now - self._cpu[0][0] > CPU_WINDOW_S:
