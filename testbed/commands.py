@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from testbed.experiment import leftovers, patch_tables
 from testbed.experiment.ablation import command as ablate
-from testbed.experiment.arguments import Parser, add_run_options, count, options_from, path
+from testbed.experiment.arguments import Parser, add_run_options, count, options_from, parse_path
 from testbed.experiment.command import CANNOT_RUN, execute, simulate
 from testbed.experiment.compare import command as compare
 from testbed.experiment.errors import CannotRun
@@ -28,13 +28,13 @@ def parser() -> Parser:
     top = Parser(prog="testbed", description="Swap over the network under memory pressure, on emulated hosts.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     running = commands.add_parser("run", help="run a topology and judge it")
-    running.add_argument("topology", type=path, metavar="TOPOLOGY.py")
+    running.add_argument("topology", type=parse_path, metavar="TOPOLOGY.py")
     add_run_options(running)
     ablate.add_arguments(commands.add_parser("ablate", help="find out what each patch is worth, and which are needed"))
     search.add_arguments(commands.add_parser("search", help="find out how much of something a host survives"))
     compare.add_arguments(commands.add_parser("compare", help="run on several hosts, and see how far they agree"))
     simulation = commands.add_parser("simulate", help="the same on virtual time: no root, no network, repeatable")
-    simulation.add_argument("topology", type=path, metavar="TOPOLOGY.py")
+    simulation.add_argument("topology", type=parse_path, metavar="TOPOLOGY.py")
     add_run_options(simulation)
     serve.add_arguments(commands.add_parser("serve", help="our NBD server by itself"))
     patches = commands.add_parser("patches", help="the 16 patches and what they build on; what is in a preset")

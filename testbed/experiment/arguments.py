@@ -140,7 +140,9 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_fault_options(parser)
     parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
-    parser.add_argument("--out", type=path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
+    parser.add_argument(
+        "--out", type=parse_path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)"
+    )
     parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
 
 
@@ -148,7 +150,10 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is to go wrong."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--schedule", type=path, metavar="FILE", help="the faults of an earlier run (its directory, log or result)"
+        "--schedule",
+        type=parse_path,
+        metavar="FILE",
+        help="the faults of an earlier run (its directory, log or result)",
     )
     source.add_argument(
         "--nemesis",
@@ -249,7 +254,7 @@ def parse_run(argv: Sequence[str] | None, topology: str) -> RunOptions:
         parser.error(str(error))
 
 
-def path(text: str) -> Path:
+def parse_path(text: str) -> Path:
     """A path; the empty text is none, whatever `Path` makes of it."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path")

@@ -400,7 +400,8 @@ def _bystanders(client: SwapClient, memory: int, change: Overrides) -> Iterator[
     for bystander in client.bystanders:
         buffer = change.bystander_buffer
         if buffer is None:
-            buffer = memory // 16 if bystander.buffer is None else size_in_bytes(bystander.buffer, "bystander buffer")
+            default = min(memory // 16, LARGEST_RCVBUF)
+            buffer = default if bystander.buffer is None else size_in_bytes(bystander.buffer, "bystander buffer")
         if buffer > LARGEST_RCVBUF:
             raise TopologyError(f"{client.name}: a bystander's buffer of {format_size(buffer)} is more than 2G")
         for number in range(bystander.count):
