@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -150,6 +151,15 @@ def test_a_cluster_makes_the_runs() -> None:
     with local, Cluster(job, local) as run_many:
         made = dict(run_many([1, 13]))
     assert {key: each.outcome for key, each in made.items()} == {1: "pass", 13: "error"}
+
+
+def test_a_malformed_address_is_no_clusters() -> None:
+    pytest.importorskip("distributed")
+    started = time.monotonic()
+    with pytest.raises(CannotRun, match="no cluster at nowhere: missing port number"):
+        Cluster(job, "nowhere")
+    gc.collect()
+    assert time.monotonic() - started < 10
 
 
 def test_without_a_cluster_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
