@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,9 @@ from testbed.mm.zone_layout import LAYOUTS, ZoneType, lowmem_reserve, zone_spans
 from testbed.nbd import serve
 from testbed.patches import PRESETS, PatchError
 from testbed.size import parse_size
+
+STORAGE_FAILS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+"""Whatever was being written, which may be the output itself."""
 
 
 def parser() -> Parser:
@@ -65,8 +69,18 @@ def run(argv: Sequence[str] | None = None) -> int:
     except (CannotRun, PatchError) as error:
         return _complain(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave_the_rest_unwritten()
         return 1
+    except OSError as error:
+        if error.errno not in STORAGE_FAILS:
+            raise
+        _leave_the_rest_unwritten()
+        return _complain(f"{error.filename or 'cannot write'}: {error.strerror}")
+
+
+def _leave_the_rest_unwritten() -> None:
+    """Of standard output: Python would try again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(line: str) -> int:

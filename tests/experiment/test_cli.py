@@ -238,3 +238,16 @@ def test_an_interruption_before_the_modules_are_there_is_one_line() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "testbed: interrupted\n")
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "testbed.cli", "patches"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "testbed: cannot write: No space left on device\n")
