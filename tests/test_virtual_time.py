@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -49,6 +50,21 @@ def test_a_busy_loop_is_a_livelock() -> None:
 
     with pytest.raises(Livelock):
         simulate(main())
+
+
+def test_an_interruption_is_raised_and_no_more_said(caplog: pytest.LogCaptureFixture) -> None:
+    async def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        task = asyncio.create_task(interrupted())
+        await asyncio.sleep(1)
+        await task
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate(main())
+    gc.collect()
+    assert caplog.records == []
 
 
 def test_is_blocked_tells_a_sleeper_from_one_who_returns() -> None:

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from testbed.experiment.errors import CannotRun
 from testbed.experiment.faults.kinds import LAYERS
-from testbed.experiment.faults.nemesis import NEMESIS_S, Nemesis
+from testbed.experiment.faults.nemesis import MOST_FAULTS, NEMESIS_S, Nemesis
 from testbed.experiment.faults.planning import NO_OTHERS, FaultOptions
 from testbed.experiment.faults.step import Layer
 from testbed.experiment.plan import Overrides
-from testbed.experiment.topology import CLIENT_HOSTS, SLAB_ALLOCATORS
+from testbed.experiment.topology import CLIENT_HOSTS, MOST_PPS, MOST_TASKS, SLAB_ALLOCATORS
 from testbed.lab.pcapng import SNAPLEN
 from testbed.patches import DEFAULT_PRESET, KERNEL_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
@@ -111,20 +112,21 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", choices=CLIENT_HOSTS, help="what stands in the place of all clients")
     parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
-    parser.add_argument("--flood", type=count(0), metavar="PPS", help="frames a second of each flood; 0: no flood")
+    parser.add_argument(
+        "--flood", type=count(0, MOST_PPS), metavar="PPS", help="frames a second of each flood; 0: no flood"
+    )
     parser.add_argument("--flood-size", type=count(1), metavar="BYTES", help="whole Ethernet frame, without checksum")
     parser.add_argument("--mtu", type=count(576), metavar="BYTES", help="largest packet on each client's link")
     parser.add_argument("--bystander-buffer", type=_size, metavar="SIZE", help="receive buffer of each bystander")
     parser.add_argument("--min-free-kbytes", type=count(1), metavar="N", help="size of the reserve, in KiB")
     parser.add_argument("--workload-total", type=_size, metavar="SIZE", help="memory that the tasks of a client touch")
-    parser.add_argument("--tasks", type=count(1), metavar="N", help="tasks of each client")
+    parser.add_argument("--tasks", type=count(1, MOST_TASKS), metavar="N", help="tasks of each client")
     parser.add_argument("--capture", action="store_true", help="write every frame of each host's link (pcapng)")
     parser.add_argument(
         "--capture-snaplen",
         type=count(1, 65535),
-        default=SNAPLEN,
         metavar="BYTES",
-        help="kept of each frame (default %(default)s)",
+        help=f"kept of each frame (default {SNAPLEN})",
     )
     parser.add_argument(
         "--time-limit", type=duration, default=TIME_LIMIT_S, metavar="S", help="end the run (default %(default)s s)"
@@ -138,7 +140,9 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_fault_options(parser)
     parser.add_argument("--seed", type=count(0), metavar="N", help="for whatever is random (default: a new one)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)")
+    parser.add_argument(
+        "--out", type=parse_path, metavar="DIR", help="where to put the run (default: runs/NAME-TIME-PID)"
+    )
     parser.add_argument("--json", action="store_true", help="print result.json on standard output and nothing else")
 
 
@@ -146,7 +150,10 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is to go wrong."""
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--schedule", type=Path, metavar="FILE", help="the faults of an earlier run (its directory, log or result)"
+        "--schedule",
+        type=parse_path,
+        metavar="FILE",
+        help="the faults of an earlier run (its directory, log or result)",
     )
     source.add_argument(
         "--nemesis",
@@ -157,13 +164,15 @@ def _add_fault_options(parser: argparse.ArgumentParser) -> None:
         help=f"random faults, drawn from the seed: all (default), or some of {', '.join(LAYERS)}",
     )
     parser.add_argument(
-        "--nemesis-duration", type=duration, default=NEMESIS_S, metavar="S", help="(default %(default)s s)"
+        "--nemesis-duration", type=duration, metavar="S", help=f"all of them within this time (default {NEMESIS_S} s)"
     )
-    parser.add_argument("--nemesis-faults", type=count(1), metavar="N", help="how many (default: 0.6 a second)")
+    parser.add_argument(
+        "--nemesis-faults", type=count(1, MOST_FAULTS), metavar="N", help="how many (default: 0.6 a second)"
+    )
 
 
 def _fault_options(space: argparse.Namespace) -> FaultOptions:
-    nemesis = space.nemesis and Nemesis(space.nemesis, space.nemesis_duration, space.nemesis_faults)
+    nemesis = space.nemesis and Nemesis(space.nemesis, space.nemesis_duration or NEMESIS_S, space.nemesis_faults)
     return FaultOptions(space.schedule, nemesis)
 
 
@@ -178,7 +187,8 @@ def _layers(text: str) -> tuple[Layer, ...]:
 
 
 def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) -> RunOptions:
-    """The options in a parsed command line. Raises PatchError."""
+    """The options in a parsed command line. Raises PatchError, and CannotRun for options that contradict each other."""
+    _check_together(space)
     return RunOptions(
         patches=_patches(space),
         overrides=Overrides(
@@ -198,7 +208,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
         time_limit=space.time_limit,
         stall_limit=space.stall_limit,
         out=space.out,
-        capture=space.capture_snaplen if space.capture else None,
+        capture=(space.capture_snaplen or SNAPLEN) if space.capture else None,
         json=space.json,
         expect=space.expect,
         force=space.force,
@@ -209,11 +219,20 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
     )
 
 
+def _check_together(space: argparse.Namespace) -> None:
+    """Raises CannotRun for an option that would have no effect beside the others."""
+    for name, other in (("nemesis_duration", "nemesis"), ("nemesis_faults", "nemesis"), ("capture_snaplen", "capture")):
+        if getattr(space, name) is not None and not getattr(space, other):
+            raise CannotRun(f"--{name.replace('_', '-')} has no effect without --{other}")
+    if space.host == "kernel" and space.preset not in (None, KERNEL_PRESET):
+        raise CannotRun(f"--preset {space.preset} has no effect on --host kernel: it has its own version's rules")
+
+
 def _preset(space: argparse.Namespace) -> str:
     """Whose rules are followed: a real kernel's are those of its version, whatever patches are off."""
     if space.host == "kernel":
         return KERNEL_PRESET
-    return "vanilla" if space.vanilla else space.preset or DEFAULT_PRESET
+    return space.preset or ("vanilla" if space.vanilla else DEFAULT_PRESET)
 
 
 def _patches(space: argparse.Namespace) -> frozenset[int]:
@@ -231,8 +250,15 @@ def parse_run(argv: Sequence[str] | None, topology: str) -> RunOptions:
     space = parser.parse_args(words)
     try:
         return options_from(space, topology, words)
-    except PatchError as error:
+    except (CannotRun, PatchError) as error:
         parser.error(str(error))
+
+
+def parse_path(text: str) -> Path:
+    """A path; the empty text is none, whatever `Path` makes of it."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path")
+    return Path(text)
 
 
 def _size(text: str) -> int:

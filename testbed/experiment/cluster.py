@@ -25,10 +25,13 @@ class Cluster(Generic[Key]):
     def __init__(self, job_for: Callable[[Key], Job], address: Any) -> None:
         try:
             from distributed import Client
+            from distributed.comm import get_address_host_port
         except ImportError:
             raise CannotRun("--cluster needs dask.distributed: pip install 'swap-testbed[cluster]'") from None
         self._job_for = job_for
         try:
+            if isinstance(address, str):
+                get_address_host_port(address)  # a client of a malformed one takes 20 s to go, and not in silence
             self._client = Client(address, timeout=CONNECT_TIMEOUT_S, set_as_default=False)
         except (OSError, ValueError) as error:
             raise CannotRun(f"no cluster at {address}: {error}") from None

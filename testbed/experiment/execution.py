@@ -5,6 +5,7 @@ A run that breaks down gives a result with the outcome `error`, so that one of a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -21,6 +22,7 @@ from testbed.experiment.live import NoView
 from testbed.experiment.result import Result
 from testbed.experiment.topology import Topology, TopologyError
 from testbed.lab.errors import LabError
+from testbed.lab.linux import die_with_parent
 
 Key = TypeVar("Key", bound=Hashable)
 RunOnce = Callable[[Topology, RunOptions], Result]
@@ -78,15 +80,19 @@ class OneByOne(Generic[Key]):
 
 
 class Workers(Generic[Key]):
-    """Runs in `count` processes (None: one for each processor). An interruption ends the runs that are under way."""
+    """Runs in `count` processes (None: one for each processor). An interruption ends the runs that are under way.
+
+    The processes are children of the thread that asks for the runs, and die with it.
+    """
 
     def __init__(self, job_for: Callable[[Key], Job], count: int | None) -> None:
         self._job_for = job_for
         self.at_once = count or os.cpu_count() or 1
-        self._pool = ProcessPoolExecutor(self.at_once, get_context("forkserver"), _ignore_interrupts)
+        self._pool = ProcessPoolExecutor(self.at_once, get_context("spawn"), die_with_parent, (os.getpid(),))
 
     def __call__(self, keys: Sequence[Key]) -> Iterator[tuple[Key, Result]]:
-        started = {self._pool.submit(_interruptible, self._job_for(key)): key for key in keys}
+        with _interrupts_blocked():
+            started = {self._pool.submit(_interruptible, self._job_for(key)): key for key in keys}
         try:
             for future in as_completed(started):
                 yield started[future], future.result()
@@ -107,18 +113,29 @@ class Workers(Generic[Key]):
 
 
 def _interruptible(job: Job) -> Result:
-    """A run in a worker: the first interruption ends it, further ones do not disturb how it cleans up."""
+    """A run in a worker, which has had interrupts blocked since before it started: the first one ends this run and all
+    that would follow, further ones do not disturb how it cleans up.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
     signal.signal(signal.SIGINT, _interrupt_once)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return attempt(*job)
     finally:
-        _ignore_interrupts()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
-    _ignore_interrupts()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
-def _ignore_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """What starts meanwhile inherits that. An interruption comes at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

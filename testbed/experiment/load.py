@@ -28,6 +28,8 @@ def load_topology(path: Path, extra: Sequence[str] = ()) -> tuple[Topology, list
             topology = getattr(module, "topology", None)
     except TopologyError as error:
         raise CannotRun(f"{path}: {error}") from None
+    except Exception as error:
+        raise CannotRun(_described(error, path)) from None
     if not isinstance(topology, Topology):
         raise CannotRun(f"{path}: it must set topology = Topology(...)")
     return topology, words
@@ -44,15 +46,20 @@ def _execute(path: Path) -> ModuleType:
     try:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except SyntaxError as error:
-        raise CannotRun(f"{path}, line {error.lineno}: {error.msg}") from None
+        line = "" if error.lineno is None else f", line {error.lineno}"
+        raise CannotRun(f"{path}{line}: {error.msg}") from None
     except ValueError as error:
         raise CannotRun(f"{path}{_line(error, path)}: {error}") from None
     except SystemExit as error:
         raise CannotRun(f"{path}: it ended while it was loaded, with status {error.code}") from None
     except Exception as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise CannotRun(f"{path}{_line(error, path)}: {text}") from None
+        raise CannotRun(_described(error, path)) from None
     return module
+
+
+def _described(error: Exception, path: Path) -> str:
+    """An error of the script's own, in one line."""
+    return f"{path}{_line(error, path)}: " + " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _line(error: BaseException, path: Path) -> str:

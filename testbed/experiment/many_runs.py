@@ -5,6 +5,8 @@ Under sudo all of it belongs to the caller.
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +36,8 @@ class ManyRunsDirectory:
             path.mkdir(parents=True, exist_ok=True)
             self._runs = (path / RUNS).open(mode)
         except FileExistsError:
+            if not path.is_dir():
+                raise CannotRun(f"cannot write to {path}: {os.strerror(errno.ENOTDIR)}") from None
             raise CannotRun(f"{path} holds {what} already: choose another --out") from None
         except OSError as error:
             raise CannotRun(f"cannot write to {path}: {error.strerror or error}") from None

@@ -75,13 +75,17 @@ class RunDirectory:
         return self.path / name
 
     def finish(self, result: Result) -> Path:
-        """Write `result.json`, whole; returns its path."""
+        """Write `result.json`, whole; returns its path. Raises CannotRun."""
         temporary = self.path / f".{RESULT}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            file.write(encode(result))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self.path / RESULT)
+        try:
+            with temporary.open("wb") as file:
+                file.write(encode(result))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(self.path / RESULT)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise self._unwritable(error) from None
         give_away(self.path, self._made)
         return self.path / RESULT
 
@@ -112,12 +116,20 @@ class RunDirectory:
 
     def _append(self, stream: str, lines: Iterable[Mapping[str, Any]]) -> None:
         file = self._files[stream]
-        file.writelines(msgspec.json.encode(line, enc_hook=_plain) + b"\n" for line in lines)
-        file.flush()
+        try:
+            file.writelines(msgspec.json.encode(line, enc_hook=_plain) + b"\n" for line in lines)
+            file.flush()
+        except OSError as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: OSError) -> CannotRun:
+        return CannotRun(f"cannot write to {self.path}: {error.strerror or error}")
 
     def _close(self) -> None:
+        """All has been written already, except what could not be."""
         for file in self._files.values():
-            file.close()
+            with contextlib.suppress(OSError):
+                file.close()
 
 
 def first_missing(path: Path) -> Path | None:

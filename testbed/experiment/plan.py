@@ -14,6 +14,7 @@ from typing import Literal
 from testbed.experiment.faults.step import BadSchedule, Schedule, numbered
 from testbed.experiment.topology import (
     ETHERNET_HEADER,
+    LARGEST_RCVBUF,
     SMALLEST_FRAME,
     EtherTypeFlood,
     Flood,
@@ -403,7 +404,10 @@ def _bystanders(client: SwapClient, memory: int, change: Overrides) -> Iterator[
     for bystander in client.bystanders:
         buffer = change.bystander_buffer
         if buffer is None:
-            buffer = memory // 16 if bystander.buffer is None else size_in_bytes(bystander.buffer, "bystander buffer")
+            default = min(memory // 16, LARGEST_RCVBUF)
+            buffer = default if bystander.buffer is None else size_in_bytes(bystander.buffer, "bystander buffer")
+        if buffer > LARGEST_RCVBUF:
+            raise TopologyError(f"{client.name}: a bystander's buffer of {format_size(buffer)} is more than 2G")
         for number in range(bystander.count):
             if bystander.port is None:
                 port, free_port = free_port, free_port + 1

@@ -35,6 +35,16 @@ def check(plan: Plan) -> None:
         )
 
 
+def check_simulated(plan: Plan) -> None:
+    """Raises CannotRun if the plan has what is not simulated."""
+    from testbed.experiment import simulate
+
+    try:
+        simulate.check(plan)
+    except LabError as error:
+        raise CannotRun(str(error)) from None
+
+
 def require_kernels(plan: Plan) -> None:
     """Raises CannotRun if a client that is to be a real kernel cannot be one, or not on this machine."""
     kernels = [client for client in plan.clients if client.host == "kernel"]

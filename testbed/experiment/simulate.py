@@ -52,7 +52,7 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
     Raises LabError for what the simulator does not have, and when a client cannot start.
     """
     plan = plan.with_whole_frames()
-    _check(plan)
+    check(plan)
     thresholds = gc.get_threshold()
     gc.set_threshold(*GC_THRESHOLDS)
     loop = VirtualTimeLoop()
@@ -66,8 +66,11 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
         gc.set_threshold(*thresholds)
 
 
-def _check(plan: Plan) -> None:
-    """Refuse what is not simulated: TCP other than the swap connection's, address resolution, most faults."""
+def check(plan: Plan) -> None:
+    """Refuse what is not simulated: TCP other than the swap connection's, address resolution, most faults.
+
+    Raises LabError.
+    """
     if plan.streams:
         raise LabError("the simulator has no TcpStream: run it for real")
     for step in plan.schedule:

@@ -39,6 +39,9 @@ SERVER_PROGRAMS = ("builtin", "nbdkit", "nbd-server", "qemu-nbd")
 ETHERNET_HEADER = 14
 SMALLEST_FRAME = 64
 MOST_PPS = 10_000_000
+MOST_TASKS = 1024
+LARGEST_RCVBUF = (1 << 31) - 1
+"""Bytes: sk_rcvbuf is an int."""
 LARGEST_MTU: dict[Driver, int] = {"linear": 9000, "frag": 3600, "page": 3600}
 """A linear buffer may be of several pages, a fragment or a page that a driver receives into is one at most."""
 LARGEST_COPYBREAK = 1024
@@ -384,7 +387,7 @@ class LinearTouch:
     mempolicy: str | None = None
 
     def __post_init__(self) -> None:
-        _check_number(self.processes, "workload: processes", 1, 1024)
+        _check_number(self.processes, "workload: processes", 1, MOST_TASKS)
         _check_size(self.total, "workload: total")
         _check_number(self.passes, "workload: passes", 1, 1000)
         if self.mempolicy is not None:

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -183,6 +184,9 @@ class FileExport(Export):
     ) -> None:
         """What is read passes through `memory`. Raises OSError, its text one clear line, if the file cannot be used."""
         self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        if stat.S_ISCHR(os.fstat(self._file).st_mode):
+            os.close(self._file)
+            raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK))
         size = os.lseek(self._file, 0, os.SEEK_END)
         super().__init__(size, read_only, f"file {Path(path).name}", block_size)
         self._read_memory = (memory or PayloadMemory(longest=block_size.maximum)).buffer

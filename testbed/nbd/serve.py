@@ -97,8 +97,7 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tls",
         choices=["required", "allowed"],
-        default="required",
-        help="what becomes of clients without it (default: %(default)s)",
+        help="what becomes of clients without it (default: required)",
     )
     group.add_argument(
         "--tls-verify-peer", action="store_true", help="only for clients with a certificate that DIR/ca-cert.pem signed"
@@ -168,12 +167,14 @@ def open_access(arguments: argparse.Namespace) -> Access:
     if arguments.tls_certificates is None:
         if arguments.tls_verify_peer:
             raise CannotServe("--tls-verify-peer needs --tls-certificates")
+        if arguments.tls is not None:
+            raise CannotServe("--tls needs --tls-certificates")
         return Access(arguments.clients_max, networks)
     try:
         context = server_context(Path(arguments.tls_certificates), verify_peer=arguments.tls_verify_peer)
     except OSError as error:
         raise CannotServe(f"no TLS with the files in {arguments.tls_certificates}: {error.strerror}") from error
-    mode = TlsMode.FORCEDTLS if arguments.tls == "required" else TlsMode.SELECTIVETLS
+    mode = TlsMode.SELECTIVETLS if arguments.tls == "allowed" else TlsMode.FORCEDTLS
     return Access(arguments.clients_max, networks, mode, context)
 
 
@@ -203,6 +204,8 @@ def listen_tcp(text: str) -> socket.socket:
 @contextlib.contextmanager
 def listen_unix(path: str) -> Iterator[socket.socket]:
     """A socket that listens at `path`, which is removed at the end. Raises CannotServe."""
+    if not path:
+        raise CannotServe("--unix needs a path")
     with _listening(socket.socket(socket.AF_UNIX), path, path) as listener:
         try:
             yield listener

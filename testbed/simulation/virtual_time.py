@@ -111,6 +111,11 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._jumping.now
 
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Say what nobody asked about, except that a task was interrupted: the loop has raised that already."""
+        if not isinstance(context.get("exception"), KeyboardInterrupt):
+            super().call_exception_handler(context)
+
     def open_descriptor(self, file: SimulatedFile) -> int:
         """A descriptor of this loop's own for `file`."""
         self._next_descriptor += 1

@@ -78,6 +78,12 @@ def test_vanilla_turns_all_off_and_force_keeps_what_rests_on_nothing() -> None:
     assert parse("--without", "15", "--force").patches == ALL - {15}
 
 
+def test_the_rules_of_a_preset_hold_with_all_patches_off_too() -> None:
+    options = parse("--vanilla", "--preset", "6.1")
+    assert (options.patches, options.overrides.preset) == (frozenset(), "6.1")
+    assert parse("--vanilla").overrides.preset == "vanilla"
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -88,8 +94,17 @@ def test_vanilla_turns_all_off_and_force_keeps_what_rests_on_nothing() -> None:
         (["--memory", "64X"], "'64X' is not a size"),
         (["--memory", "0"], "more than 0"),
         (["--flood", "-1"], "at least 0"),
+        (["--flood", "10000001"], "at most 10000000"),
         (["--flood", "many"], "'many' is not a whole number"),
         (["--tasks", "0"], "at least 1"),
+        (["--tasks", "1025"], "at most 1024"),
+        (["--out", ""], "--out: an empty path"),
+        (["--schedule", ""], "--schedule: an empty path"),
+        (["--nemesis", "--nemesis-faults", "1001"], "at most 1000"),
+        (["--nemesis-faults", "3"], "--nemesis-faults has no effect without --nemesis"),
+        (["--nemesis-duration", "3"], "--nemesis-duration has no effect without --nemesis"),
+        (["--capture-snaplen", "64"], "--capture-snaplen has no effect without --capture"),
+        (["--host", "kernel", "--preset", "v9"], "--preset v9 has no effect on --host kernel"),
         (["--stall-limit", "0"], "more than 0 seconds"),
         (["--stall-limit", "nan"], "more than 0 seconds"),
         (["--time-limit", "soon"], "'soon' is not a number"),

@@ -77,6 +77,11 @@ def test_watermarks_of_each_zone(capsys: pytest.CaptureFixture[str]) -> None:
         (["patches", "--all"], "unrecognized arguments: --all"),
         (["watermarks", "--memory", "much"], "'much' is not a size"),
         (["watermarks", "--memory", "4K"], "does not suit"),
+        (["watermarks", "--memory", "1K"], "1K of memory is less than a page"),
+        (["watermarks", "--memory", "2G", "--min-free-kbytes", "x"], "'x' is not a whole number"),
+        (["kernel", "build", "--jobs", "0"], "at least 1"),
+        (["clean", "up"], "unrecognized arguments: up (see testbed clean --help)"),
+        (["run", ""], "an empty path"),
         (["watermarks", "--memory", "2G", "--series", "7"], "invalid choice"),
         (["watermarks", "--memory", "2G", "--zones", "vax"], "invalid choice"),
         (["run", "missing.py"], "missing.py: No such file or directory"),
@@ -209,3 +214,40 @@ def test_a_script_run_directly_takes_the_same_options() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("swap_flood.py: there is no patch 99")
     assert done.stderr.count("\n") == 1
+
+
+INTERRUPTED_IMPORT = """
+import sys
+from testbed import cli
+assert {name for name in sys.modules if name.startswith("testbed")} == {"testbed", "testbed.cli"}
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "testbed.experiment":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+sys.exit(cli.main(["patches"]))
+"""
+
+
+def test_an_interruption_before_the_modules_are_there_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "testbed: interrupted\n")
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "testbed.cli", "patches"],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "testbed: cannot write: No space left on device\n")

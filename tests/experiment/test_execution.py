@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -78,6 +81,58 @@ def test_an_interruption_ends_the_runs_that_are_under_way(tmp_path: Path) -> Non
     assert {path.name for path in tmp_path.glob("*-cleaned")} == {"1-cleaned", "2-cleaned"}
 
 
+RUNNER = """
+import sys
+from pathlib import Path
+from tests.experiment import test_execution
+if __name__ == "__main__":
+    test_execution.run_forever(Path(sys.argv[1]))
+"""
+
+
+def run_forever(out: Path) -> None:
+    """What is killed below."""
+
+    def forever(key: int) -> Job:
+        return endless, build(), RunOptions(frozenset(PATCHES), Overrides(), key, out=out)
+
+    with Workers(forever, 2) as run_many:
+        list(run_many([1, 2]))
+
+
+def test_workers_do_not_outlive_who_asked_for_the_runs(tmp_path: Path) -> None:
+    script = tmp_path / "runner.py"
+    script.write_text(RUNNER)
+    runner = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+    )
+    while len(list(tmp_path.glob("*-started"))) < 2:
+        assert runner.poll() is None
+        time.sleep(0.05)
+    runner.kill()
+    runner.communicate(timeout=20)  # to its end: whoever is left has standard error open
+
+
+def test_workers_that_only_start_are_interrupted_without_a_word(tmp_path: Path) -> None:
+    script = tmp_path / "runner.py"
+    script.write_text(RUNNER)
+    runner = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
+    while len(children.read_text().split()) < 2:
+        time.sleep(0.01)
+    os.killpg(runner.pid, signal.SIGINT)
+    _, errors = runner.communicate(timeout=20)
+    assert errors.count("Traceback") == 1, "the runner's own"
+
+
 def test_a_run_apart_gives_its_result_whatever_becomes_of_its_process() -> None:
     made = attempt_apart(job(7))
     assert (made.outcome, made.seed) == ("pass", 7)
@@ -96,6 +151,15 @@ def test_a_cluster_makes_the_runs() -> None:
     with local, Cluster(job, local) as run_many:
         made = dict(run_many([1, 13]))
     assert {key: each.outcome for key, each in made.items()} == {1: "pass", 13: "error"}
+
+
+def test_a_malformed_address_is_no_clusters() -> None:
+    pytest.importorskip("distributed")
+    started = time.monotonic()
+    with pytest.raises(CannotRun, match="no cluster at nowhere: missing port number"):
+        Cluster(job, "nowhere")
+    gc.collect()
+    assert time.monotonic() - started < 10
 
 
 def test_without_a_cluster_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

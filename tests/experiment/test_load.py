@@ -40,7 +40,8 @@ def test_a_good_script(tmp_path: Path) -> None:
         ("from testbed import *\nt = Topology('a b')\n", ", line 2: topology name 'a b'"),
         ("def f():\n    return 1 / 0\nf()\n", ", line 2: ZeroDivisionError: division by zero"),
         ("raise OSError('two\\nlines')\n", ", line 1: OSError: two lines"),
-        ("\0", ""),
+        ("\0", ": source code string cannot contain null bytes"),
+        ("def from_arguments(words):\n    return 1 / 0\n", ": it must set topology"),
         ("# coding: nonsense\n", ""),
     ],
 )
@@ -60,6 +61,12 @@ def test_a_script_with_options_of_its_own() -> None:
     topology, unused = load_topology(lab, ["--clients", "5", "--odd"])
     assert len(topology.clients) == 5
     assert unused == ["--odd"]
+
+
+def test_a_mistake_in_options_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text("def from_arguments(words):\n    return 1 / 0\n")
+    assert refusal(path, "--odd") == ", line 2: ZeroDivisionError: division by zero"
 
 
 @pytest.mark.parametrize("clients", ["0", "none", "201"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -113,6 +115,25 @@ def test_without_a_name_it_goes_under_runs(tmp_path: Path, monkeypatch: pytest.M
 def test_a_run_that_could_not_start_leaves_nothing(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)), RunDirectory.create("x", tmp_path / "a" / "b"):
         raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full() -> Iterator[None]:
+    """Files cannot grow beyond 8 bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing(tmp_path: Path, full: None) -> None:
+    with pytest.raises(CannotRun, match="run: File too large"), RunDirectory.create(
+        "x", tmp_path / "run"
+    ) as run:
+        run.sample(Sample("client", 1.0, {"pswpout": 1}))
+    with pytest.raises(CannotRun, match="File too large"), RunDirectory.create("x", tmp_path / "run") as run:
+        run.finish(Result(outcome="pass"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -155,6 +155,10 @@ def test_memory_too_small_for_its_ring() -> None:
     assert "does not suit" in refusal(build(), memory=4096, workload_total=64 * MIB)
 
 
+def test_a_bystander_buffer_that_no_socket_can_have() -> None:
+    assert refusal(build(), bystander_buffer=8 << 30) == "client: a bystander's buffer of 8G is more than 2G"
+
+
 def test_a_ring_that_can_outgrow_the_half_reserve_is_run_with_a_warning() -> None:
     assert resolve(build()).warnings == ()
     (warning,) = resolve(build(client={"ring": 256})).warnings

@@ -96,6 +96,9 @@ def test_ipv6_and_a_name_to_be_quoted(start_serve: StartServe) -> None:
         (["--listen", "192.0.2.1:10809"], "cannot listen on 192.0.2.1:10809: Cannot assign requested address"),
         (["--unix", "/nonexistent/nbd.sock"], "cannot listen on /nonexistent/nbd.sock: No such file or directory"),
         (["--unix", "/tmp/" + "x" * 200], "AF_UNIX path too long"),
+        (["--unix", ""], "--unix needs a path"),
+        (["--file", "/dev/zero"], "cannot open /dev/zero: Block device required"),
+        (["--tls", "required"], "--tls needs --tls-certificates"),
         (["--export", "x" * 4097], "longer than 4096 bytes"),
     ],
 )

@@ -22,7 +22,7 @@ from testbed.experiment.ablation.rows import name
 from testbed.experiment.ablation.study import Ablation, Study
 from testbed.experiment.ablation.table import show
 from testbed.experiment.ablation.trials import Key, Trial, Trials, how_it_ended
-from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from
+from testbed.experiment.arguments import RunOptions, add_condition_options, count, numbers, options_from, parse_path
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.drawing import NoFigure
 from testbed.experiment.errors import CannotRun
@@ -57,7 +57,7 @@ class Request:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `testbed ablate`."""
-    parser.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
+    parser.add_argument("topology", type=parse_path, metavar="TOPOLOGY.py")
     add_condition_options(parser)
     parser.add_argument(
         "--seeds", type=count(1), default=SEEDS, metavar="N", help="runs of each set of patches (default %(default)s)"
@@ -139,8 +139,7 @@ def ablate(topology: Topology, request: Request) -> int:
 def _check(topology: Topology, request: Request) -> bool:
     """Refuse early what cannot be run; returns whether the topology has a flood."""
     plan = _plan(topology, request.options)
-    if not request.simulate:
-        preflight.check(plan)
+    (preflight.check_simulated if request.simulate else preflight.check)(plan)
     return any(flood.pps for flood in plan.floods)
 
 

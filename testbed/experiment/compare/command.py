@@ -24,6 +24,7 @@ from testbed.experiment.arguments import (
     add_patch_options,
     count,
     options_from,
+    parse_path,
 )
 from testbed.experiment.cluster import Cluster
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
@@ -66,7 +67,7 @@ class Task:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `testbed compare`."""
-    parser.add_argument("topology", type=Path, nargs="?", metavar="TOPOLOGY.py")
+    parser.add_argument("topology", type=parse_path, nargs="?", metavar="TOPOLOGY.py")
     parser.add_argument("--grid", action="store_true", help="compare under many conditions instead of on a topology")
     parser.add_argument("--cells", type=count(1), metavar="N", help="so many of the grid's cells (default: all)")
     parser.add_argument(
@@ -187,7 +188,9 @@ def _check(task: Task) -> None:
                 plan = resolve(topology, options.overrides)
             except TopologyError as error:
                 raise CannotRun(str(error)) from None
-            if host != "simulated" and task.cluster is None:
+            if host == "simulated":
+                preflight.check_simulated(plan)
+            elif task.cluster is None:
                 preflight.check(plan)
 
 

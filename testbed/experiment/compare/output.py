@@ -65,7 +65,7 @@ def stored_request(path: Path) -> Request | None:
     """What the comparison in this directory was asked for; None if there is none. Raises CannotRun."""
     try:
         return msgspec.json.decode((path / REQUEST).read_bytes(), type=Request)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise CannotRun(f"{path / REQUEST}: {error}") from None

@@ -22,6 +22,7 @@ SHORTEST_S, LONGEST_S = 0.1, 3.0
 """How long one fault lasts."""
 FAULTS_PER_S = 0.6
 NEMESIS_S = 20.0
+MOST_FAULTS = 1000
 EXCLUSIVE = frozenset({"kill", "pause"})
 DIRECTIONS = ("both", "both", "to", "from")
 DATA = ("kept", "kept", "kept", "lost")

@@ -21,7 +21,14 @@ from rich.markup import escape
 
 from testbed.experiment import preflight
 from testbed.experiment.ablation.trials import survived
-from testbed.experiment.arguments import RunOptions, add_condition_options, add_patch_options, count, options_from
+from testbed.experiment.arguments import (
+    RunOptions,
+    add_condition_options,
+    add_patch_options,
+    count,
+    options_from,
+    parse_path,
+)
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
@@ -66,7 +73,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `testbed search`."""
-    parser.add_argument("topology", type=Path, metavar="TOPOLOGY.py")
+    parser.add_argument("topology", type=parse_path, metavar="TOPOLOGY.py")
     parser.add_argument("--find", choices=tuple(QUANTITIES), required=True, help="whose boundary is looked for")
     parser.add_argument("--low", metavar="N", help="begin with this much (default: a quarter of the topology's)")
     parser.add_argument("--high", metavar="N", help="and with this much (default: four times as much)")
@@ -74,7 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--confidence", type=_confidence, default=CONFIDENCE, metavar="P", help="of the interval (default %(default)s)"
     )
     parser.add_argument(
-        "--repetitions", type=count(1), default=REPETITIONS, metavar="N", help="most runs of one value (%(default)s)"
+        "--repetitions",
+        type=count(1),
+        default=REPETITIONS,
+        metavar="N",
+        help="most runs of one value (default %(default)s)",
     )
     parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
     parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
@@ -104,8 +115,7 @@ def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str])
         plan = resolve(topology, options.overrides)
     except TopologyError as error:
         raise CannotRun(str(error)) from None
-    if not space.simulate:
-        preflight.check(plan)
+    (preflight.check_simulated if space.simulate else preflight.check)(plan)
     chosen = quantity(space.find, plan)
     setting = Setting(topology, options.overrides, plan)
     rig = Rig(setting, options, chosen, Ladder(chosen.more_is_harder), space.simulate, space.jobs)

@@ -122,7 +122,11 @@ def _place(made: Recipe) -> Path:
 def _one_at_a_time() -> Iterator[None]:
     """Whoever comes second waits, and finds what the first has made."""
     cache = cache_directory()
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".lock").open("w") as lock:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = (cache / ".lock").open("w")
+    except OSError as error:
+        raise LabError(f"cannot write to {cache}: {error.strerror}: set XDG_CACHE_HOME to where you can") from None
+    with file as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

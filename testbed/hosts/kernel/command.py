@@ -12,6 +12,7 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
+from testbed.experiment.arguments import count
 from testbed.experiment.leftovers import mark_children, temporary_directory
 from testbed.experiment.patch_tables import ONE_LINE
 from testbed.hosts.kernel.build import build
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     making = commands.add_parser("build", help="make kernels from Debian's kernel source package, in minutes, once")
     making.add_argument("--slab", choices=SLABS, help="only the one with this slab allocator")
     making.add_argument(
-        "--jobs", type=int, metavar="N", default=os.cpu_count(), help="compilers at a time (default: processors)"
+        "--jobs", type=count(1), metavar="N", default=os.cpu_count(), help="compilers at a time (default: processors)"
     )
     making.add_argument("--json", action="store_true", help="the same for programs")
     listing = commands.add_parser("list", help="which kernels are there")
@@ -55,7 +56,7 @@ def _build(space: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     mark_children()
     with Steps(Console(stderr=True)) as steps:
-        made = build([space.slab] if space.slab else SLABS, max(1, space.jobs or 1), steps, temporary_directory)
+        made = build([space.slab] if space.slab else SLABS, space.jobs or 1, steps, temporary_directory)
     _show(made, space.json)
     return 0
 

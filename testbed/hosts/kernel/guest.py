@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from testbed.lab.errors import LabError
 
 SAMPLER, SAMPLER_OF_MEMORY = "progress", "vmstat"
 """The first source of each of the guest's two samplers."""
+LAST_OF_A_ROUND = ("rx_dropped", "netstat")
+"""What each of the two samplers reads last, at least of what frames are counted by."""
 FAILED = "failed"
 ANSWERS = ("booted", "done", FAILED)
 EVENTS = ("workload_ended", "task_killed", "corrupt_page", "nbd_connection_lost", "nbd_reconnected")
@@ -41,6 +43,8 @@ class Guest:
         self.counters = GuestCounters()
         self.heard: dict[str, float] = {}
         """When each source last said something, CLOCK_MONOTONIC seconds."""
+        self.said: Counter[str] = Counter()
+        """How often each source has said something."""
         self._records = RecordReader()
         self._log = log.open("ab")
         self._last_words = b""
@@ -56,6 +60,16 @@ class Guest:
         if self.uml.console in ready:
             self._take_console()
         return self._take_records() if self.uml.control in ready else []
+
+    def refresh(self, seconds: float) -> None:
+        """Wait, at most so long, for counters that were all read after this call. What a sampler says next it may have
+        read before, and of that round nothing can be told: it takes the end of the next.
+        """
+        self.pump(0.0)
+        enough = {source: self.said[source] + 2 for source in LAST_OF_A_ROUND}
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(self.said[source] < enough[source] for source in enough):
+            self.pump(0.1)
 
     def booted(self, seconds: float) -> None:
         """Wait until it is up. Raises LabError if it is not in time."""
@@ -140,4 +154,5 @@ class Guest:
             else:
                 self.counters.take(record.name, record.text)
                 self.heard[record.name] = now
+                self.said[record.name] += 1
         return others

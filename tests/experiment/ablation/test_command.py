@@ -181,6 +181,9 @@ def test_an_interruption_leaves_what_was_made(
         (["--seeds", "0"], "at least 1"),
         (["--without", "4"], "unrecognized arguments: --without 4"),
         (["--flood-size", "9999"], "flood frames must have"),
+        (["--host", "kernel", "--simulate"], "a real kernel cannot be simulated"),
+        (["--out", "/dev/null/x"], "cannot write to /dev/null/x: Not a directory"),
+        (["--out", "/dev/null"], "cannot write to /dev/null: Not a directory"),
     ],
 )
 def test_mistakes(words: list[str], part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

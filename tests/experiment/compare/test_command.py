@@ -205,6 +205,7 @@ def test_a_directory_of_another_comparison_is_left_alone(
         (["--grid", "--without", "3"], "it takes no --vanilla or --without"),
         ([SWAP_FLOOD, "--flood-size", "9999"], "flood frames must have"),
         ([SWAP_FLOOD, "--mtu", "9001"], "mtu must be"),
+        ([SWAP_FLOOD, "--hosts", "emulated,simulated", "--out", "/dev/null"], "cannot write to /dev/null: Not a dir"),
     ],
 )
 def test_mistakes(words: list[str], part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_an_interruption_keeps_what_there_is(rigged: Rigged, tmp_path: Path, cap
     [
         (("--find", "flood", "--low", "many"), "--low many: could not convert"),
         (("--find", "flood", "--low", "5000", "--high", "5000"), "--low must be less than --high"),
+        (("--find", "flood", "--simulate", "--host", "kernel"), "a real kernel cannot be simulated"),
         (("--find", "flood", "--flood", "0"), "has no flood whose rate could be searched for"),
         (("--find", "memory", "--high", "1G", "--low", "0"), "--low 0: it must be from 1 to"),
     ],

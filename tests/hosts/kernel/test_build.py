@@ -154,6 +154,12 @@ def test_too_little_room_is_said_before_anything_is_unpacked(
     assert workshop.done("unpacked") == 0
 
 
+def test_a_cache_that_cannot_be_written_is_said(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    with pytest.raises(LabError, match="cannot write to /dev/null/testbed/kernels: Not a directory: set XDG_CACHE"):
+        workshop.build()
+
+
 def test_no_source_anywhere_is_said(workshop: Workshop) -> None:
     for name in ("dpkg-query", "apt-cache"):
         program(workshop.directory / "bin" / name, "exit 1")
