@@ -18,6 +18,7 @@ from typing import get_args
 from rich.console import Console
 
 from testbed.experiment import preflight
+from testbed.experiment.acting import acting
 from testbed.experiment.arguments import (
     RunOptions,
     add_condition_options,
@@ -39,12 +40,14 @@ from testbed.experiment.errors import CannotRun
 from testbed.experiment.execution import Job, OneByOne, Workers
 from testbed.experiment.load import load_topology
 from testbed.experiment.many_runs import publish
-from testbed.experiment.plan import resolve
+from testbed.experiment.plan import Plan, resolve
 from testbed.experiment.progress import Progress
 from testbed.experiment.report import wide
 from testbed.experiment.topology import TopologyError
 from testbed.experiment.version import project_version
-from testbed.patches import KERNEL_PRESET
+from testbed.hosts.kernel.switches import boot_parameters
+from testbed.lab.errors import LabError
+from testbed.patches import KERNEL_PRESET, check_acting
 
 DEFAULT_HOSTS: tuple[Host, ...] = ("emulated", "kernel")
 
@@ -107,7 +110,7 @@ def _hosts(text: str) -> tuple[Host, ...]:
 
 def command(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str]) -> int:
     """Carry out `testbed compare`; `unknown` are words for the topology. Raises CannotRun, PatchError."""
-    options = _of_one_kernel(options_from(space, str(space.topology or ""), words), space.preset)
+    options = options_from(space, str(space.topology or ""), words)
     if space.host is not None:
         raise CannotRun("compare runs on several hosts: use --hosts")
     if space.grid == (space.topology is not None):
@@ -116,11 +119,6 @@ def command(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[s
         options = replace(options, seed=stored.seed)
     make = _grid if space.grid else _one
     return compare(make(space, unknown, options))
-
-
-def _of_one_kernel(options: RunOptions, preset: str) -> RunOptions:
-    """The options with that preset's rules whatever patches are off: a real kernel's rules do not change with them."""
-    return replace(options, overrides=replace(options.overrides, preset=preset))
 
 
 def _one(space: argparse.Namespace, unknown: Sequence[str], options: RunOptions) -> Task:
@@ -188,10 +186,22 @@ def _check(task: Task) -> None:
                 plan = resolve(topology, options.overrides)
             except TopologyError as error:
                 raise CannotRun(str(error)) from None
+            _check_patches(host, plan, options)
             if host == "simulated":
                 preflight.check_simulated(plan)
             elif task.cluster is None:
                 preflight.check(plan)
+
+
+def _check_patches(host: Host, plan: Plan, options: RunOptions) -> None:
+    """Refuse to switch off what no client of the plan can show. Raises CannotRun, PatchError."""
+    if host == "kernel":
+        try:
+            for client in plan.clients:
+                boot_parameters(options.patches, client.slab)
+        except LabError as error:
+            raise CannotRun(str(error)) from None
+    check_acting(options.patches, acting(plan.clients, plan.schedule), options.force)
 
 
 def _common(options: RunOptions) -> dict[str, object]:

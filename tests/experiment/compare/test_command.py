@@ -205,6 +205,9 @@ def test_a_directory_of_another_comparison_is_left_alone(
         (["--grid", "--without", "3"], "it takes no --vanilla or --without"),
         ([SWAP_FLOOD, "--flood-size", "9999"], "flood frames must have"),
         ([SWAP_FLOOD, "--mtu", "9001"], "mtu must be"),
+        ([SWAP_FLOOD, "--without", "6"], "patch 6 acts only on"),
+        ([SWAP_FLOOD, "--without", "13", "--slab", "slub"], "patch 13 acts only on"),
+        ([SWAP_FLOOD, "--without", "99"], "there is no patch 99"),
         ([SWAP_FLOOD, "--hosts", "emulated,simulated", "--out", "/dev/null"], "cannot write to /dev/null: Not a dir"),
     ],
 )
@@ -252,3 +255,24 @@ def test_the_figure_has_both_hosts(
     drawn = (tmp_path / "c" / "compare.svg").read_text()
     for words_in_it in ("emulated: ", "simulated: ", "PFMemallocDrop", "pswpin", "free pages"):
         assert words_in_it in drawn
+
+
+PAGES = """
+from testbed import LinearTouch, NbdServer, Neighbour, SwapClient, Topology
+
+topology = Topology("pages")
+server = topology.add(NbdServer("server"))
+client = topology.add(SwapClient("client", memory="16M", swap=server, driver="page"))
+topology.connect(server, client, topology.add(Neighbour("noise")))
+topology.workload(client, LinearTouch())
+"""
+
+
+def test_what_a_real_kernel_cannot_undo_is_refused_before_any_run(
+    rigged: Callable[..., list[tuple[str, RunOptions]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = rigged(lambda host, options: result())
+    (tmp_path / "pages.py").write_text(PAGES)
+    words = ["compare", "--out", str(tmp_path / "c"), str(tmp_path / "pages.py"), "--without", "11", "--force"]
+    assert (cli.main(words), made) == (2, [])
+    assert capsys.readouterr().err.startswith("testbed: patch 11 cannot be undone on a real kernel")
