@@ -75,12 +75,13 @@ def simulate_once(topology: Topology, options: RunOptions, view: View | None = N
     """One run on virtual time. Raises CannotRun, LabError, TopologyError."""
     from testbed.experiment.session import simulate
 
-    return simulate(_plan(topology, options), options, view)
+    return simulate(_plan(topology, options, simulated=True), options, view)
 
 
-def _plan(topology: Topology, options: RunOptions) -> Plan:
+def _plan(topology: Topology, options: RunOptions, *, simulated: bool = False) -> Plan:
     """The plan, with the faults that it is to meet."""
-    return scheduled(resolve(topology, options.overrides), options.faults, options.seed, options.time_limit)
+    plan = resolve(topology, options.overrides)
+    return scheduled(plan, options.faults, options.seed, options.time_limit, simulated=simulated)
 
 
 def publish(result: Result, options: RunOptions) -> None:

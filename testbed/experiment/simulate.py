@@ -12,7 +12,7 @@ import itertools
 from dataclasses import replace
 
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
-from testbed.experiment.faults.kinds import MEMORY, layer_of
+from testbed.experiment.faults.kinds import SIMULATED, layer_of
 from testbed.experiment.faults.step import Step
 from testbed.experiment.plan import FloodPlan, Plan
 from testbed.experiment.preflight import real_memory
@@ -39,8 +39,6 @@ READY_TIMEOUT_S = 30.0
 SPEED = LinkSpeed()
 WHOLE_PAGES_UP_TO = 2 << 30
 """Bytes of clients' memory and swap areas together above which only a stamp of each page is kept."""
-SIMULATED_FAULTS = frozenset({*MEMORY, "stop_reading"})
-"""Besides those of links that do not look into frames."""
 CLIENTS_SAMPLED_OFTEN = 10
 SLOWEST_SAMPLES_S = 0.5
 """With more clients than this samples come less often, but at least so often."""
@@ -92,8 +90,8 @@ def _check_fault(step: Step) -> None:
             simulated_effects(SetFault(step.number, step.kind, step.arguments, step.seed))
         except ValueError as error:
             raise LabError(str(error)) from None
-    elif layer_of(step.kind) != "link" and step.kind not in SIMULATED_FAULTS:
-        raise LabError(f"the simulator has no {step.kind}, which {step.target} is to have: run it for real")
+    elif layer_of(step.kind) != "link" and step.kind not in SIMULATED:
+        raise LabError(f"the simulator has no {step.kind} fault, which {step.target} is to have: run it for real")
 
 
 class _VirtualClock:

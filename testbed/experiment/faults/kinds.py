@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from testbed.experiment.faults.step import BadSchedule, Layer
-from testbed.lab.effects import EFFECTS
+from testbed.lab.effects import EFFECTS, WITHOUT_BYTES
 from testbed.lab.effects.link_faults import effects_of
 from testbed.nbd import faults as storage
 
@@ -100,6 +100,8 @@ CHECKS: dict[Layer, Callable[[str, dict[str, Any]], object]] = {
     "memory": _own,
 }
 LAYERS: tuple[Layer, ...] = tuple(KINDS)
+SIMULATED = frozenset({*WITHOUT_BYTES, *MEMORY, "stop_reading"})
+"""The kinds that there are on virtual time."""
 BLOCKING: dict[str, Callable[[Mapping[str, Any]], bool]] = {
     "kill": lambda _: True,
     "pause": lambda _: True,

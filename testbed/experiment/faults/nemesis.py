@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from testbed.experiment.faults.hosts import Hosts
-from testbed.experiment.faults.kinds import KINDS, LAYERS, layer_of
+from testbed.experiment.faults.kinds import KINDS, LAYERS, SIMULATED, layer_of
 from testbed.experiment.faults.step import BadSchedule, Layer, Schedule, Step, numbered
 from testbed.experiment.plan import Plan
 from testbed.nbd.faults.disconnect import POINTS
@@ -42,13 +42,18 @@ class Nemesis:
     faults: int | None = None
 
 
-def draw(plan: Plan, wishes: Nemesis, seed: int) -> Schedule:
-    """A schedule for `plan`. Raises BadSchedule if none of its hosts can have a fault of these layers."""
+def draw(plan: Plan, wishes: Nemesis, seed: int, *, simulated: bool = False) -> Schedule:
+    """A schedule for `plan`, if `simulated` of faults that there are on virtual time.
+
+    Raises BadSchedule if none of its hosts can have a fault of these layers.
+    """
     random = Random(f"nemesis {seed}")
     hosts = Hosts(plan)
-    able = {kind: names for layer in wishes.layers for kind in KINDS[layer] if (names := hosts.able(kind))}
+    kinds = [kind for layer in wishes.layers for kind in KINDS[layer] if not simulated or kind in SIMULATED]
+    able = {kind: names for kind in kinds if (names := hosts.able(kind))}
     if not able:
-        raise BadSchedule(f"no host can have a fault of {', '.join(wishes.layers)}")
+        where = " on virtual time" if simulated else ""
+        raise BadSchedule(f"no host can have a fault of {', '.join(wishes.layers)}{where}")
     count = max(1, round(FAULTS_PER_S * wishes.duration)) if wishes.faults is None else wishes.faults
     steps: list[Step] = []
     taken: list[tuple[tuple[str, str], float, float]] = []

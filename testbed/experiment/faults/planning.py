@@ -41,8 +41,10 @@ NO_OTHERS = FaultOptions()
 """The topology's own faults."""
 
 
-def scheduled(plan: Plan, options: FaultOptions, seed: int, time_limit: float) -> Plan:
-    """The plan with the schedule it is to have, each fault with a seed of its own.
+def scheduled(
+    plan: Plan, options: FaultOptions, seed: int, time_limit: float, *, simulated: bool = False
+) -> Plan:
+    """The plan with the schedule it is to have, each fault with a seed of its own. `simulated`: on virtual time.
 
     Raises TopologyError for a step that cannot be carried out, and CannotRun for a file that holds no schedule.
     """
@@ -50,7 +52,7 @@ def scheduled(plan: Plan, options: FaultOptions, seed: int, time_limit: float) -
     if options.schedule is not None:
         schedule, start = load_schedule(options.schedule)
     elif options.nemesis is not None:
-        schedule, start = draw(plan, options.nemesis, seed), DEFAULT_START
+        schedule, start = draw(plan, options.nemesis, seed, simulated=simulated), DEFAULT_START
     try:
         check(plan, schedule, time_limit)
     except BadSchedule as error:

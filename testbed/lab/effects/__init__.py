@@ -40,6 +40,8 @@ _KINDS: dict[str, tuple[type, type[Effect[Any]]]] = {
 }
 EFFECTS: dict[str, type] = {kind: numbers for kind, (numbers, _) in _KINDS.items()}
 """The numbers each kind of effect takes: a frozen dataclass that raises ValueError for those that make no sense."""
+WITHOUT_BYTES = frozenset(kind for kind, (_, effect) in _KINDS.items() if not effect.needs_bytes)
+"""The kinds that do not look into frames."""
 
 
 def numbers_of(kind: str, arguments: Mapping[str, Any]) -> Any:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.experiment.faults.kinds import KINDS, LAYERS, layer_of
+from testbed.experiment.faults.kinds import KINDS, LAYERS, SIMULATED, layer_of
 from testbed.experiment.faults.nemesis import LONGEST_S, Nemesis, draw
 from testbed.experiment.faults.planning import FaultOptions, check, scheduled
 from testbed.experiment.faults.step import BadSchedule, Layer, end_of
+from testbed.experiment.simulate import check as check_simulated
 from tests.experiment.faults.faulty import faulty_plan
 
 PLAN = faulty_plan()
@@ -53,6 +54,17 @@ def test_every_kind_comes_up_and_seeds_differ() -> None:
     assert len(set(map(str, drawn))) == 60
     kinds = {kind for registry in KINDS.values() for kind in registry}
     assert {step.kind for schedule in drawn for step in schedule} == kinds
+
+
+def test_on_virtual_time_it_draws_what_there_is_and_nothing_else() -> None:
+    kinds = set()
+    for seed in range(60):
+        drawn = scheduled(PLAN, FaultOptions(nemesis=Nemesis(faults=30)), seed, 21.0, simulated=True)
+        check_simulated(drawn)
+        kinds |= {step.kind for step in drawn.schedule}
+    assert kinds == SIMULATED
+    with pytest.raises(BadSchedule, match="a fault of storage on virtual time"):
+        draw(PLAN, Nemesis(("storage",)), 1, simulated=True)
 
 
 def test_the_number_of_faults_is_as_asked() -> None:
