@@ -48,7 +48,7 @@ def simulate(topology: Topology, options: RunOptions) -> int:
 def _conclude(once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan = resolve(topology, options.overrides)
+        plan = _plan(topology, options)
         check_acting(options.patches, acting(plan.clients, plan.schedule), options.force)
         result = once(topology, options)
     except (CannotRun, LabError, PatchError, TopologyError) as error:
