@@ -41,7 +41,9 @@ PATCHES: dict[int, Patch] = {
             acts_on="several zones, and two writers of min_free_kbytes at once",
         ),
         _patch(2, "mm: sl[au]b: Add knowledge of PFMEMALLOC reserve pages"),
-        _patch(3, "mm: slub: Optimise the SLUB fast path to avoid pfmemalloc checks", 2),
+        _patch(
+            3, "mm: slub: Optimise the SLUB fast path to avoid pfmemalloc checks", 2, acts_on="the SLUB allocator"
+        ),
         _patch(4, "mm: Introduce __GFP_MEMALLOC to allow access to emergency reserves"),
         _patch(5, "mm: allow PF_MEMALLOC from softirq context"),
         _patch(
@@ -148,12 +150,12 @@ def with_dependents(off: Iterable[int]) -> frozenset[int]:
     return closure
 
 
-def without_base(on: frozenset[int]) -> list[str]:
-    """One line for each patch that is on although one it builds on is off: what it does then."""
+def without_base(on: frozenset[int], acting: frozenset[int] = frozenset(PATCHES)) -> list[str]:
+    """One line for each patch that is on, and can act, although one it builds on is off: what it does then."""
     return [
         f"patch {number} is on without patch {base}, which it builds on: {what}"
         for (number, base), what in WITHOUT_BASE.items()
-        if number in on and base not in on
+        if number in on & acting and base not in on
     ]
 
 

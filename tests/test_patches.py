@@ -65,18 +65,20 @@ def test_without_any_patch_it_does_not_matter_which_could_act() -> None:
 
 
 def test_a_patch_that_can_act_needs_its_base_like_any_other() -> None:
-    on = enabled({2, 3})
-    check_acting(on, ALWAYS_ACTING)
+    on, slub = enabled({2, 3}), ALWAYS_ACTING | {3}
+    check_acting(on, slub)
+    with pytest.raises(PatchError, match=r"patch 3 builds on patch 2, .* use --without 2,3, or"):
+        check_acting(enabled({2}), slub)
+    check_acting(enabled({2}), ALWAYS_ACTING | {13}, force=True)
     with pytest.raises(PatchError, match=r"patch 10 builds on patch 2, .* use --without 2,3,10, or"):
-        check_acting(on, ALWAYS_ACTING | {10})
-    check_acting(on, ALWAYS_ACTING | {10}, force=True)
-    check_acting(on - {10}, ALWAYS_ACTING | {10})
+        check_acting(on, slub | {10})
+    check_acting(on, slub | {10}, force=True)
+    check_acting(on - {10}, slub | {10})
 
 
 @pytest.mark.parametrize(
     ("without", "base", "advice"),
     [
-        ({2}, 2, {2, 3}),
         ({4}, 4, {4, 8, 9, 14}),
         ({5}, 5, {5, 12}),
         ({7}, 7, {7, 8, 9, 14}),
@@ -91,7 +93,7 @@ def test_a_patch_whose_base_is_off_is_refused_with_advice(without: set[int], bas
     assert {int(number) for number in re.findall(r"\d+", message.split("--without")[1])} == advice
 
 
-@pytest.mark.parametrize("number", [3, 9, 12, 14, 16])
+@pytest.mark.parametrize("number", [2, 3, 9, 12, 14, 16])
 def test_a_patch_that_nothing_builds_on_can_go_alone(number: int) -> None:
     assert enabled([number]) == frozenset(PATCHES) - {number}
 
@@ -141,8 +143,9 @@ def test_closures_are_the_smallest_that_miss_nothing(numbers: set[int]) -> None:
 @given(st.sets(st.sampled_from(sorted(PATCHES))))
 def test_each_patch_without_its_base_is_named(off: set[int]) -> None:
     on = frozenset(PATCHES) - off
-    named = {int(re.findall(r"\d+", line)[0]) for line in without_base(on)}
-    assert named == {number for number in on if PATCHES[number].depends_on & off}
+    for acting in (frozenset(PATCHES), ALWAYS_ACTING):
+        named = {int(re.findall(r"\d+", line)[0]) for line in without_base(on, acting)}
+        assert named == {number for number in on & acting if PATCHES[number].depends_on & off}
 
 
 @pytest.mark.parametrize("number", sorted(PATCHES))

@@ -215,6 +215,20 @@ def test_kswapd_wakes_all_the_throttled_while_it_is_still_balancing(preset: str,
     simulate(main())
 
 
+@series
+def test_one_pass_of_kswapd_wakes_all_the_throttled(preset: str) -> None:
+    async def main() -> None:
+        machine = machine_of(preset, 129)
+        kswapd, queue = machine.node.kswapd, machine.node.vmscan.pfmemalloc_wait
+        waiters = [asyncio.create_task(queue.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        await kswapd._pass(ScanControl(GFP_KERNEL, kswapd.task, 1 << 62, kswapd=True))
+        await asyncio.sleep(0)
+        assert all(waiter.done() for waiter in waiters)
+
+    simulate(main())
+
+
 @pytest.mark.parametrize(("preset", "failures", "ok"), [("6.1", 15, False), ("6.1", 16, True), ("3.6", 16, False)])
 def test_nobody_is_throttled_once_kswapd_has_given_up(preset: str, failures: int, ok: bool) -> None:
     machine = machine_of(preset, 0)

@@ -1,5 +1,5 @@
-"""The changelog of the series, V2 to V9, item by item. "Page flag instead of slab fields" (V9) is about the size of a
-C structure and has no counterpart here; "statistics instead of printk" (V2) leaves the counter to break."""
+"""The changelog of the series, V2 to V9, item by item. Of "page flag instead of slab fields" (V9) there is the size of
+`struct slab` to break, of "statistics instead of printk" (V2) the counter."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from scripts.mutation.mutation import Mutation
 GFP = "tests/mm/test_gfp.py"
 THROTTLE = "tests/mm/test_vmscan_throttle.py"
 VECTORS = "tests/test_vectors.py"
+MEMORY = "tests/test_vectors_memory.py"
+NETWORK = "tests/test_vectors_network.py"
 RECEIVE = "tests/net/test_receive_rules.py"
 DRIVER = "tests/net/test_rx_driver.py"
 
@@ -136,6 +138,14 @@ CHANGELOG = (
         (VECTORS,),
     ),
     Mutation(
+        "v7-wake-up-all",
+        "kswapd wakes all of the throttled, not the first",
+        "testbed/mm/kswapd.py",
+        "            self.pgdat.pfmemalloc_wait.wake_all()",
+        "            self.pgdat.pfmemalloc_wait.wake(1)",
+        (VECTORS,),
+    ),
+    Mutation(
         "v7-kernel-threads",
         "a kernel thread is not throttled",
         "testbed/mm/throttle.py",
@@ -168,12 +178,28 @@ CHANGELOG = (
         (DRIVER,),
     ),
     Mutation(
+        "v8-netdev-page-reserve",
+        "a driver's page is asked for with __GFP_MEMALLOC",
+        "testbed/net/page_frag.py",
+        "gfp_mask |= GFP_MEMALLOC",
+        "pass",
+        (NETWORK,),
+    ),
+    Mutation(
         "v8-one-way-out",
         "every way out of the receive path restores what was there at its entry",
         "testbed/net/dev.py",
         "self.softirq.pf_memalloc = pflags",
         "pass",
         (RECEIVE,),
+    ),
+    Mutation(
+        "v9-page-flag",
+        "the mark takes no room in `struct slab`, so that a slab holds as many objects as before",
+        "testbed/mm/array_cache.py",
+        "SLAB_HEADER, BUFCTL, OFF_SLAB = 48,",
+        "SLAB_HEADER, BUFCTL, OFF_SLAB = 56,",
+        (MEMORY,),
     ),
     Mutation(
         "v9-softirq-detection",

@@ -38,7 +38,7 @@ def _stuck(name: str, file: str, reads: str, values: tuple[str, str], *tests: st
 
 OFF_ON = ("False", "True")
 ON_OFF = ("True", "False")
-RT_TASK = ("", "ALLOC_HIGH if True else")
+RT_TASK = ("        if False:", "        if True:")
 
 KERNEL_RULES = (
     *_stuck(
@@ -67,7 +67,7 @@ KERNEL_RULES = (
         "min_free_kbytes_ceiling", "mm/watermarks.py", "rules.min_free_kbytes_ceiling", ("65536", "262144"), WATERMARKS
     ),
     *_stuck("harder_needs_high", "mm/zone.py", "rules.harder_needs_high", OFF_ON, ZONES),
-    *_stuck("harder_needs_high", "mm/gfp.py", "ALLOC_HIGH if switches.rules.harder_needs_high else", RT_TASK, GFP),
+    *_stuck("harder_needs_high", "mm/gfp.py", "        if switches.rules.harder_needs_high:", RT_TASK, GFP),
     *_stuck("harder_needs_high", "mm/gfp.py", "not switches.rules.harder_needs_high", ON_OFF, ORACLES, at="cpuset"),
     *_stuck("order_checks_free_area", "mm/zone.py", "self.rules.order_checks_free_area", OFF_ON, ZONES),
     *_stuck("oom_victim_reserve", "mm/gfp.py", 'switches.rules.oom_victim_reserve == "all"', ON_OFF, GFP),

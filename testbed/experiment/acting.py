@@ -25,6 +25,7 @@ def _writers_meet(client: ClientPlan, schedule: Schedule) -> bool:
 
 _NEEDS: dict[int, Callable[[ClientPlan, Schedule], bool]] = {
     1: _writers_meet,
+    3: lambda client, _schedule: client.slab == "slub",
     6: lambda client, _schedule: client.nodes > 1 and client.workload.mempolicy is not None,
     10: lambda client, _schedule: client.driver == "frag",
     11: lambda client, _schedule: client.driver == "page",

@@ -37,18 +37,20 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
-    return _conclude(run_once, topology, options)
+    return _conclude(run_once, topology, options, simulated=False)
 
 
 def simulate(topology: Topology, options: RunOptions) -> int:
     """`execute` on virtual time; nothing is needed for that but memory."""
-    return _conclude(simulate_once, topology, options)
+    return _conclude(simulate_once, topology, options, simulated=True)
 
 
-def _conclude(once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions) -> int:
+def _conclude(
+    once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions, *, simulated: bool
+) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan = resolve(topology, options.overrides)
+        plan = _plan(topology, options, simulated=simulated)
         check_acting(options.patches, acting(plan.clients, plan.schedule), options.force)
         result = once(topology, options)
     except (CannotRun, LabError, PatchError, TopologyError) as error:

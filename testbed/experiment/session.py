@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from testbed.experiment import simulate as simulation
+from testbed.experiment.acting import acting
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.coordinator import Limits, Observer, RunRecord
 from testbed.experiment.errors import CannotRun
@@ -184,7 +185,7 @@ def compose(plan: Plan, options: RunOptions, record: RunRecord) -> Result:
         links={name: link_frames(report) for name, report in record.evidence.links.items()},
         warnings=[
             *plan.warnings,
-            *without_base(options.patches),
+            *without_base(options.patches, acting(plan.clients, plan.schedule)),
             *kernel_findings(record.evidence),
             *remarks(plan.schedule, record.evidence.faults),
         ],

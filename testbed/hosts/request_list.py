@@ -17,8 +17,8 @@ class RequestList:
 
     def __init__(self, nr_requests: int, *, shared: bool) -> None:
         self.nr_requests = nr_requests
-        self.nr_congestion_on = nr_requests - nr_requests // 8 + 1
-        self.nr_congestion_off = nr_requests - nr_requests // 8 - nr_requests // 16 - 1
+        self.nr_congestion_on = min(nr_requests - nr_requests // 8 + 1, nr_requests)
+        self.nr_congestion_off = max(nr_requests - nr_requests // 8 - nr_requests // 16 - 1, 1)
         self._shared = shared
         self._count = {True: 0, False: 0}
         self._wait = {True: WaitQueue(), False: WaitQueue()}

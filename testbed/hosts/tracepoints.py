@@ -2,12 +2,13 @@
 
 Each model function that the kernel traces is wrapped on the object, so that a client that is not traced pays nothing
 and the models know nothing of it. Text goes to an `Ftrace`; what lasts, and what is counted, also to a `Timeline`.
-Names and fields are those of 3.6; page allocation and freeing are in the text only.
+Names and fields are those of 3.6, but for mm_vmscan_throttled and nbd's; page allocation and freeing are in the text
+only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from testbed.mm.node import Node
 from testbed.mm.page import Page
 from testbed.mm.scan_control import ScanControl
 from testbed.mm.sched import Task
+from testbed.mm.stall import Reason, ReclaimThrottle
 from testbed.net.dev import NetDevice, Tally
 from testbed.net.drop_reason import SITES, DropReason
 
@@ -76,11 +78,14 @@ class Tracepoints:
 
     def _attach_page_alloc(self, node: Node) -> None:
         page_alloc = node.page_alloc
-        _wrap(page_alloc, "alloc_page_nowait", self._alloc_page_nowait)
+        for name in ("alloc_page_nowait", "alloc_page_above_low"):
+            _wrap(page_alloc, name, self._alloc_page_nowait)
         _wrap(page_alloc, "alloc_pages_nowait", self._alloc_pages_nowait)
         _wrap(page_alloc, "alloc_order_nowait", self._alloc_order_nowait)
         _wrap(page_alloc, "alloc_page", self._alloc_page)
+        _wrap(page_alloc, "alloc_order", self._alloc_order)
         _wrap(page_alloc, "free_page", self._free_page)
+        _wrap(page_alloc, "free_order", self._free_order)
         for name in ("free_pages", "free_slab_pages"):
             _wrap(page_alloc, name, self._free_pages)
 
@@ -124,6 +129,24 @@ class Tracepoints:
 
         return traced
 
+    def _alloc_order(self, call: Callable[[int, int, Task], Awaitable[list[Page] | None]]) -> Callable[..., Any]:
+        async def traced(order: int, gfp_mask: int, current: Task) -> list[Page] | None:
+            pages = await call(order, gfp_mask, current)
+            self._mm_page_alloc(pages[0] if pages else None, order, gfp_mask, current)
+            return pages
+
+        return traced
+
+    def _free_order(self, call: Callable[[Sequence[Page]], None]) -> Callable[[Sequence[Page]], None]:
+        """A block of one page goes on to `free_page`, which is traced by itself."""
+
+        def traced(pages: Sequence[Page]) -> None:
+            if len(pages) > 1:
+                self._say("swapper", "mm_page_free", pfn=pages[0].pfn, order=len(pages).bit_length() - 1)
+            call(pages)
+
+        return traced
+
     def _free_page(self, call: Callable[[Page], None]) -> Callable[[Page], None]:
         def traced(page: Page) -> None:
             self._say("swapper", "mm_page_free", pfn=page.pfn, order=0)
@@ -146,6 +169,8 @@ class Tracepoints:
         _wrap(node.vmscan, "_do_try_to_free_pages", self._do_try_to_free_pages)
         _wrap(node.vmscan, "_pageout", self._pageout)
         _wrap(node.vmscan.throttle, "_throttle", self._throttle)
+        if isinstance(node.vmscan.stall, ReclaimThrottle):
+            _wrap(node.vmscan.stall, "reclaim_throttle", self._reclaim_throttle)
 
     def _do_try_to_free_pages(self, call: Callable[[ScanControl], Awaitable[int]]) -> Callable[..., Any]:
         async def traced(sc: ScanControl) -> int:
@@ -175,6 +200,18 @@ class Tracepoints:
 
         return traced
 
+    def _reclaim_throttle(self, call: Callable[..., Awaitable[None]]) -> Callable[..., Any]:
+        """6.1; "usect_delayed" is the kernel's own spelling. Whoever is exempt has not waited."""
+
+        async def traced(reason: Reason, current: Task, *, kswapd: bool = False) -> None:
+            start = self._clock()
+            await call(reason, current, kswapd=kswapd)
+            if kswapd or not current.pf_kthread:
+                fields = {"usec_timeout": _usecs(reason.value), "usect_delayed": _usecs(self._clock() - start)}
+                self._mark(current, "mm_vmscan_throttled", nid=0, **fields, reason=f"VMSCAN_THROTTLE_{reason.name}")
+
+        return traced
+
     def _pageout(self, call: Callable[[Page, ScanControl], None]) -> Callable[[Page, ScanControl], None]:
         def traced(page: Page, sc: ScanControl) -> None:
             call(page, sc)
@@ -185,6 +222,7 @@ class Tracepoints:
     def _attach_kswapd(self, node: Node) -> None:
         kswapd = node.kswapd
         _wrap(kswapd, "balance_pgdat", self._balance_pgdat)
+        _wrap(kswapd, "sleep", self._kswapd_sleep)
         _wrap(node.page_alloc, "wakeup_kswapd", lambda call: self._wakeup_kswapd(call, lambda: node.vmstat.kswapd_wake))
 
     def _balance_pgdat(self, call: Callable[[], Awaitable[None]]) -> Callable[[], Any]:
@@ -198,12 +236,20 @@ class Tracepoints:
 
         return traced
 
-    def _wakeup_kswapd(self, call: Callable[[], None], wakes: Callable[[], int]) -> Callable[[], None]:
-        def traced() -> None:
+    def _kswapd_sleep(self, call: Callable[[], Awaitable[None]]) -> Callable[[], Any]:
+        async def traced() -> None:
+            self._say("kswapd0", "mm_vmscan_kswapd_sleep", nid=0)
+            await call()
+
+        return traced
+
+    def _wakeup_kswapd(self, call: Callable[[], bool], wakes: Callable[[], int]) -> Callable[[], bool]:
+        def traced() -> bool:
             before = wakes()
-            call()
+            woken = call()
             if wakes() != before:
                 self._mark("kswapd0", "mm_vmscan_wakeup_kswapd", nid=0, zid=0, order=0)
+            return woken
 
         return traced
 
@@ -250,6 +296,10 @@ class Tracepoints:
 def _wrap(owner: object, name: str, wrapper: Callable[[Any], Any]) -> None:
     """Put a traced function in a method's place, on this one object."""
     setattr(owner, name, wrapper(getattr(owner, name)))
+
+
+def _usecs(seconds: float) -> int:
+    return round(seconds * 1_000_000)
 
 
 def _described(request: Request) -> dict[str, object]:

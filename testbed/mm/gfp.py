@@ -92,6 +92,9 @@ def gfp_to_alloc_flags(gfp_mask: int, current: Task, switches: Switches) -> int:
             flags |= ALLOC_HARDER
         if gfp_mask & GFP_HIGH or not switches.rules.harder_needs_high:
             flags &= ~ALLOC_CPUSET
-    elif current.rt_task and not current.in_interrupt:
-        flags |= ALLOC_HIGH if switches.rules.harder_needs_high else ALLOC_HARDER
+    elif current.rt_task:
+        if switches.rules.harder_needs_high:
+            flags |= ALLOC_HIGH if current.in_task else 0
+        elif not current.in_interrupt:
+            flags |= ALLOC_HARDER
     return flags | reserve_flags(gfp_mask, current, switches)

@@ -74,11 +74,15 @@ class Kswapd:
             woken = await self.kswapd_wait.wait(HZ_OVER_10)
         if not woken and self.prepare_kswapd_sleep():
             if not self._woken:
-                await self.kswapd_wait.wait()
+                await self.sleep()
         elif woken:
             self.vmstat.kswapd_low_wmark_hit_quickly += 1
         else:
             self.vmstat.kswapd_high_wmark_hit_quickly += 1
+
+    async def sleep(self) -> None:
+        """The sleep after the nap: until somebody wakes it (`schedule`)."""
+        await self.kswapd_wait.wait()
 
     def prepare_kswapd_sleep(self) -> bool:
         """May kswapd sleep? Not below a high watermark, nor (until 3.19) while a direct reclaimer is throttled."""

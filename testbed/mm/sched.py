@@ -65,6 +65,11 @@ class Task:
         """`in_interrupt()`: a hard or soft interrupt is being served, or bottom halves are disabled."""
         return self.hardirq or self.serving_softirq or self.bh_disabled
 
+    @property
+    def in_task(self) -> bool:
+        """`in_task()` (4.13): no interrupt is being served; bottom halves may be disabled."""
+        return not self.hardirq and not self.serving_softirq
+
 
 @contextmanager
 def do_softirq(current: Task, *, softirq_pf_memalloc: bool) -> Iterator[Task]:

@@ -45,11 +45,11 @@ class Backlog:
         return sum(skb.gso_segs for skb, _ in self._entries)
 
     def sk_add_backlog(self, skb: SkBuff, limit: int, rcv: BacklogRcv) -> DropReason | None:
-        """Let `skb` wait; why not, if backlog and receive queue would then hold more than `limit` bytes.
+        """Let `skb` wait; why not, if backlog and receive queue hold more than `limit` bytes without it.
 
         From 4.3 on a reserve skb for an ordinary socket is refused too. Before, nothing stopped it.
         """
-        if self.length + self._sk.rmem_alloc + skb.truesize > limit:
+        if self.length + self._sk.rmem_alloc > limit:
             return DropReason.SOCKET_BACKLOG
         socket_memory = self._socket_memory
         if socket_memory.switches.rules.sk_add_backlog_filter and not socket_memory.sk_filter(self._sk, skb):

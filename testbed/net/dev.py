@@ -307,7 +307,7 @@ class NetDevice:
             elif pfmemalloc and not receiver.memalloc and self.switches.skb_pfmemalloc:
                 verdicts.append(PFMEMALLOC)
             else:
-                room = max(0, receiver.rcvbuf - receiver.rmem_alloc) // self.ring.truesize
+                room = receiver.rcvqueue_room(self.ring.truesize)
                 if 0 < room < count or receiver in takers:
                     return None
                 takers.add(receiver)
@@ -455,7 +455,7 @@ class NetDevice:
         reserve = ring.pfmemalloc.count(1, 0, wanted)
         filtered = reserve and not queue.sk.memalloc and self.switches.skb_pfmemalloc
         listed = kind.protocol in self._protocols
-        if first_end <= queue.copied_seq or wanted * ring.truesize > room or filtered or not listed:
+        if first_end <= queue.copied_seq or (wanted - 1) * ring.truesize > room or filtered or not listed:
             return False
         if queue.sk.owner is not None or not queue.sk.sk_rmem_schedule_whole(wanted * ring.truesize):
             return False
@@ -565,7 +565,7 @@ class NetDevice:
     def _packet_rcv(self, sockets: Sequence[Sock], skb: SkBuff) -> None:
         """`packet_rcv`: each packet socket queues a clone within its receive buffer. It has no test for the reserve."""
         for sk in sockets:
-            if sk.rmem_alloc + skb.truesize > sk.rcvbuf:
+            if sk.rmem_alloc >= sk.rcvbuf:
                 continue
             clone = self.skb_memory.skb_clone(skb, GFP_ATOMIC, self.softirq)
             if clone is not None:
@@ -627,7 +627,7 @@ class NetDevice:
             self._count_pfmemalloc_drop(1)
             self.skb_memory.kfree_skb(skb)
             return PFMEMALLOC
-        if sk.rmem_alloc + skb.truesize > sk.rcvbuf:
+        if sk.rmem_alloc >= sk.rcvbuf:
             netstat.RcvbufErrors += 1
             netstat.InErrors += 1
             self.skb_memory.kfree_skb(skb)
@@ -665,7 +665,7 @@ class NetDevice:
         sk = queue.sk
         verdict = DELIVERED
         if end_seq > queue.copied_seq:
-            if sk.rmem_alloc + skb.truesize > sk.rcvbuf:
+            if sk.rmem_alloc > sk.rcvbuf:
                 verdict = SOCKET_RCVBUFF
             elif not sk.sk_rmem_schedule(skb.truesize, skb.pfmemalloc):
                 verdict = PROTO_MEM

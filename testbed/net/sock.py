@@ -72,6 +72,12 @@ class Sock:
     def __repr__(self) -> str:
         return f"Sock({self.name!r})"
 
+    def rcvqueue_room(self, truesize: int) -> int:
+        """How many skbs of `truesize` bytes `sock_queue_rcv_skb` takes: any while the buffer is not full (3.3 on), so
+        that the last may be more than it has room for.
+        """
+        return max(0, -((self.rmem_alloc - self.rcvbuf) // truesize))
+
     def sk_rmem_schedule(self, size: int, pfmemalloc: bool) -> bool:
         """`sk_rmem_schedule`: may `size` more bytes be received? With the swap-over-NFS series the reserve may."""
         prot = self.prot

@@ -52,7 +52,7 @@ def report() -> dict[str, Any]:
         "witnesses": {
             str(number): {"opportunity": 5, "witness": 5, "what": f"what patch {number} does"}
             for number, patch in PATCHES.items()
-            if not patch.acts_on
+            if number in ALWAYS_ACTING | {3}
         },
         "ledger": [
             {"reason": "DELIVERED", "frames": 28000, "socket": "swap"},
@@ -95,7 +95,7 @@ def client(**changes: Any) -> ClientEvidence:
     whole = ClientEvidence(
         name="client",
         ring=128,
-        acting=ALWAYS_ACTING,
+        acting=ALWAYS_ACTING | {3},
         report=report(),
         samples=samples(),
         canary_before=Canary(20, 20),

@@ -35,7 +35,7 @@ from testbed.net.tcp_input import TcpReceiveQueue
 from testbed.net.tcp_output import TcpSendQueue
 from testbed.patches import Switches
 from testbed.rules import V9
-from tests.mm.machine import SERIES, VANILLA, with_rules
+from tests.mm.machine import SERIES, VANILLA, with_rules, without
 from tests.virtual_time import is_blocked, simulate
 
 
@@ -213,7 +213,9 @@ def test_only_neighbours_merge_and_no_request_is_longer_than_255_sectors(slots: 
     assert all(later.swap_entry == page.swap_entry + 1 for run in runs for page, later in pairwise(run))
 
 
-@pytest.mark.parametrize(("switches", "memalloc"), [(SERIES, True), (VANILLA, False)])
+@pytest.mark.parametrize(
+    ("switches", "memalloc"), [(SERIES, True), (without(nbd_memalloc=False), False), (VANILLA, False)]
+)
 def test_patch_14_lets_the_socket_and_the_thread_use_the_reserve(
     client: FakeClient, switches: Switches, memalloc: bool
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,12 @@ from testbed.experiment.result import Result
 from testbed.experiment.topology import LinearTouch, NbdServer, Neighbour, SwapClient, Topology, UdpFlood
 from testbed.hosts.ftrace import HEADER, Ftrace, show_gfp_flags
 from testbed.hosts.timeline import Timeline
+from testbed.hosts.tracepoints import Tracepoints
 from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_MEMALLOC, GFP_NOFS, GFP_NOIO, GFP_NOWARN
+from testbed.mm.sched import Task
+from testbed.patches import PRESETS, Switches
+from tests.mm.machine import Machine, machine_64m
+from tests.virtual_time import simulate
 
 LINE = re.compile(r" *(\S+)-\d+ +\[000\] ..[s.]. +(\d+\.\d{6}): (\w+): (.*)")
 
@@ -93,6 +99,8 @@ def test_the_text_tells_what_the_counters_tell(traced: tuple[Result, Path]) -> N
     assert names["mm_vmscan_direct_reclaim_begin"] == counters["allocstall"]
     assert names["mm_vmscan_writepage"] == counters["nr_vmscan_write"] > 0
     assert names["mm_vmscan_wakeup_kswapd"] == counters["kswapd_wake"] > 0
+    assert names["mm_vmscan_kswapd_wake"] > 0
+    assert 0 < names["mm_vmscan_kswapd_sleep"] <= names["mm_vmscan_kswapd_wake"] + 1
     assert names["nbd_send_request"] == names["nbd_header_received"] + names["nbd_payload_received"] > 0
     dropped = Counter[str]()
     for _, _, name, fields in seen:
@@ -102,6 +110,59 @@ def test_the_text_tells_what_the_counters_tell(traced: tuple[Result, Path]) -> N
     expected = {reason: count for reason, count in result.frames.dropped.items() if reason != "OTHERHOST"}
     assert dropped == expected
     assert [time for _, time, _, _ in seen] == sorted(time for _, time, _, _ in seen)
+
+
+def test_every_page_that_tasks_write_for_the_first_time_is_seen_allocated(traced: tuple[Result, Path]) -> None:
+    result, directory = traced
+    allocated = [task for task, _, name, _ in events(directory) if name == "mm_page_alloc" and task.startswith("touch")]
+    faulted_in = result.counters["pgfault"] - result.counters["pgmajfault"]
+    assert len(allocated) >= faulted_in >= (24 << 20) // 4096
+
+
+def attached(switches: Switches) -> tuple[Machine, Callable[[str], list[str]]]:
+    """A traced machine, and what was said under a name."""
+    text = io.StringIO()
+    machine = machine_64m(switches)
+    tracepoints = Tracepoints(Ftrace(text), Timeline(io.BytesIO(), "client", 0), lambda: 0.0)
+    tracepoints._attach_page_alloc(machine.node)
+    tracepoints._attach_vmscan(machine.node)
+
+    def said(name: str) -> list[str]:
+        found = [LINE.fullmatch(line) for line in text.getvalue().removeprefix(HEADER).splitlines()]
+        return [m[4] for m in found if m is not None and m[3] == name]
+
+    return machine, said
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_block_is_allocated_and_freed_in_one_line_each(order: int, waits: bool) -> None:
+    async def main() -> None:
+        machine, said = attached(Switches())
+        page_alloc = machine.node.page_alloc
+        block = page_alloc.alloc_order_nowait(order, GFP_ATOMIC, Task("user"))
+        if waits:
+            block = await page_alloc.alloc_order(order, GFP_KERNEL, Task("user"))
+        assert block is not None
+        page_alloc.free_order(block)
+        freed = f"pfn={block[0].pfn:#x} order={order}"
+        assert said("mm_page_alloc")[waits].startswith(freed)
+        assert said("mm_page_free") == [freed]
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(("preset", "lines"), [("3.6", 0), ("6.1", 1)])
+def test_who_waits_for_isolated_pages_says_so_from_5_16_on(preset: str, lines: int) -> None:
+    async def main() -> None:
+        machine, said = attached(Switches(rules=PRESETS[preset].rules))
+        stall = machine.node.vmscan.stall
+        for task in (Task("user"), Task("kworker", pf_kthread=True)):
+            await stall.too_many_isolated(task, 0)
+        expected = ["nid=0 usec_timeout=20000 usect_delayed=0 reason=VMSCAN_THROTTLE_ISOLATED"] * lines
+        assert said("mm_vmscan_throttled") == expected
+
+    simulate(main())
 
 
 def test_every_slice_of_the_timeline_ends(traced: tuple[Result, Path]) -> None:

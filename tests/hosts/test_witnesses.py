@@ -17,7 +17,7 @@ from tests.net.host import Host
 from tests.virtual_time import simulate
 
 DRIVERS: dict[int, Driver] = {10: "frag", 11: "page"}
-SHOWN = sorted((ALWAYS_ACTING | set(DRIVERS)) - {14})
+SHOWN = sorted((ALWAYS_ACTING | {3, *DRIVERS}) - {14})
 SHOWN_WITH_SLAB = sorted({*SHOWN, 13} - {3})
 CASES = [("slub", number) for number in SHOWN] + [("slab", number) for number in SHOWN_WITH_SLAB]
 

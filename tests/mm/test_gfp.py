@@ -135,14 +135,25 @@ def test_a_victim_gets_all_of_the_reserve_or_half(rules: Rules, expected: int) -
     assert reserve_flags(GFP_KERNEL, victim, switches) == ALLOC_NO_WATERMARKS
 
 
-@pytest.mark.parametrize(("rules", "expected"), [(V9, ALLOC_HARDER), (LINUX_6_1, ALLOC_HIGH)])
-def test_a_real_time_task_goes_further_down_while_it_may_sleep(rules: Rules, expected: int) -> None:
-    switches = replace(SERIES, rules=rules)
-    task = Task("rt")
+@pytest.mark.parametrize(
+    ("rules", "kind", "expected"),
+    [
+        (V9, TASK, ALLOC_HARDER),
+        (V9, BH_DISABLED, 0),
+        (V9, SOFTIRQ, 0),
+        (V9, HARDIRQ, 0),
+        (LINUX_6_1, TASK, ALLOC_HIGH),
+        (LINUX_6_1, BH_DISABLED, ALLOC_HIGH),
+        (LINUX_6_1, SOFTIRQ, 0),
+        (LINUX_6_1, HARDIRQ, 0),
+    ],
+)
+def test_a_real_time_task_goes_further_down_while_it_may_sleep(rules: Rules, kind: str, expected: int) -> None:
+    """3.6 asks for `!in_interrupt()`, 6.1 for `in_task()`."""
+    task = context(kind)
     task.rt_task = True
-    assert gfp_to_alloc_flags(GFP_KERNEL, task, switches) & (ALLOC_HIGH | ALLOC_HARDER) == expected
-    task.bh_disabled = True
-    assert not gfp_to_alloc_flags(GFP_KERNEL, task, switches) & (ALLOC_HIGH | ALLOC_HARDER)
+    flags = gfp_to_alloc_flags(GFP_KERNEL, task, replace(SERIES, rules=rules))
+    assert flags & (ALLOC_HIGH | ALLOC_HARDER) == expected
 
 
 @pytest.mark.parametrize("before", [False, True])

@@ -95,8 +95,10 @@ def alloc_flags(preset: str, gfp_mask: int, context: Context) -> int:
             flags += ALLOC_HARDER
         if gfp_mask & GFP_HIGH or not today:
             flags -= ALLOC_CPUSET
-    elif context.rt_task and not context.in_interrupt:
-        flags |= ALLOC_HIGH if today else ALLOC_HARDER
+    elif context.rt_task and today and not context.hardirq and not context.serving_softirq:
+        flags |= ALLOC_HIGH
+    elif context.rt_task and not today and not context.in_interrupt:
+        flags |= ALLOC_HARDER
     if entitled(gfp_mask, context, series, series):
         by_oom_only = not entitled(gfp_mask, Context(**(vars(context) | {"memdie": False})), series, series)
         flags += ALLOC_OOM if by_oom_only and today else ALLOC_NO_WATERMARKS

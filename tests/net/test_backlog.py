@@ -62,7 +62,7 @@ def test_frames_go_on_to_the_real_socket_only_when_they_leave_the_backlog() -> N
     assert len(host.swap) == 2
 
 
-@pytest.mark.parametrize(("sndbuf", "room"), [(0, 4), (2 * FRAME_TRUESIZE, 6)])
+@pytest.mark.parametrize(("sndbuf", "room"), [(0, 5), (1, 5), (2 * FRAME_TRUESIZE, 7)])
 def test_a_tcp_backlog_may_grow_to_both_buffers(sndbuf: int, room: int) -> None:
     host = Host(rcvbuf=4 * FRAME_TRUESIZE)
     host.swap.sk.sndbuf = sndbuf
@@ -73,13 +73,15 @@ def test_a_tcp_backlog_may_grow_to_both_buffers(sndbuf: int, room: int) -> None:
 
 
 def test_a_datagram_beyond_receive_queue_and_backlog_is_a_rcvbuf_error() -> None:
+    """The backlog takes one at its limit (`sk_rcvqueues_full`), which the receive queue then does not."""
     host = Host(rcvbuf=3 * FRAME_TRUESIZE)
     arrive(host, host.udp)
     host.udp.lock_sock(TASK)
-    assert arrive(host, host.udp, 4) == [HELD] * 2 + [DropReason.SOCKET_BACKLOG] * 2
+    assert arrive(host, host.udp, 5) == [HELD] * 3 + [DropReason.SOCKET_BACKLOG] * 2
     assert (host.netstat.RcvbufErrors, host.netstat.InErrors) == (2, 2)
     host.udp.release_sock(TASK)
     assert len(host.udp.receive_queue) == 3
+    assert (host.netstat.RcvbufErrors, host.netstat.InErrors) == (3, 3)
 
 
 @pytest.mark.parametrize("before", [True, False])

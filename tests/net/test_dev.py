@@ -137,6 +137,20 @@ def test_patch_03_lets_some_reserve_buffers_go_unmarked() -> None:
     assert not any(skb.pfmemalloc for skb in in_reserve)
 
 
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize(
+    ("rcvbuf", "taken"), [(0, 0), (1, 1), (2 * FRAME_TRUESIZE, 2), (2 * FRAME_TRUESIZE + 1, 3)]
+)
+def test_a_buffer_that_is_not_full_takes_a_datagram_of_any_size(rcvbuf: int, taken: int, tapped: bool) -> None:
+    """`sock_queue_rcv_skb` and `packet_rcv` do not count the skb itself, whether frames are settled together or not."""
+    host = Host(rcvbuf=rcvbuf)
+    tap = Sock("tcpdump", rcvbuf)
+    if tapped:
+        host.device.ptype_all.append(tap)
+    assert host.receive(host.udp, 5) == [DELIVERED] * taken + [DropReason.SOCKET_RCVBUFF] * (5 - taken)
+    assert len(tap.receive_queue) == taken * tapped
+
+
 def test_the_receive_buffer_limits_the_queue() -> None:
     host = Host(rcvbuf=5 * FRAME_TRUESIZE)
     assert host.receive(host.udp, 8) == [DELIVERED] * 5 + [DropReason.SOCKET_RCVBUFF] * 3

@@ -48,12 +48,18 @@ def test_what_was_read_before_and_pure_acks_cost_nothing(end_seq: int) -> None:
     assert (len(host.swap), host.swap.sk.rmem_alloc) == (0, 0)
 
 
-def test_a_full_receive_buffer_takes_acks_but_no_more_data() -> None:
-    host = Host(rcvbuf=2 * FRAME_TRUESIZE)
-    verdicts = host.receive(host.swap, 4, end_seq=[100, 200, 300, 0])
-    full = DropReason.SOCKET_RCVBUFF
-    assert verdicts == [DropReason.DELIVERED, DropReason.DELIVERED, full, DropReason.DELIVERED]
-    assert host.netstat.TCPRcvQDrop == 1
+@pytest.mark.parametrize(("rcvbuf", "segments"), [(2 * FRAME_TRUESIZE, 3), (2 * FRAME_TRUESIZE - 1, 2), (0, 1)])
+@pytest.mark.parametrize("gso", [False, True])
+def test_a_receive_buffer_that_is_exceeded_takes_acks_but_no_more_data(rcvbuf: int, segments: int, gso: bool) -> None:
+    """`tcp_try_rmem_schedule` does not count the segment itself."""
+    host = Host(rcvbuf=rcvbuf)
+    if gso:
+        host.device.receive(RxBatch([ETH_P_IP], [host.swap], ["x"], [4], [400], [100]))
+    else:
+        host.receive(host.swap, 4, end_seq=[100, 200, 300, 400])
+    assert (host.ended(DropReason.DELIVERED), host.ended(DropReason.SOCKET_RCVBUFF)) == (segments, 4 - segments)
+    assert host.netstat.TCPRcvQDrop == 4 - segments
+    assert host.receive(host.swap, end_seq=[0]) == [DropReason.DELIVERED]
 
 
 def test_closing_the_socket_frees_what_it_held() -> None:

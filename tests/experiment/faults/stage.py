@@ -142,7 +142,7 @@ class Stage:
         """The whole run. What only a real client could account for is as in a run that passed."""
         self.coordinator.carry_out()
         record = self.coordinator.record(self.clock.now() - 1000.0)
-        client = replace(record.evidence.clients[0], acting=ALWAYS_ACTING)
+        client = replace(record.evidence.clients[0], acting=ALWAYS_ACTING | {3})
         return replace(record, evidence=replace(record.evidence, clients=[client], links={}))
 
     def sample(self, sample: Sample) -> None:

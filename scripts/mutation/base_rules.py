@@ -1,0 +1,181 @@
+"""What the patches build on: floors, retries, slots, queues and buffers of the kernels they went into."""
+
+from __future__ import annotations
+
+from scripts.mutation.patches import broken
+
+ALLOC = "tests/mm/test_page_alloc.py"
+BIO = "tests/mm/test_bio.py"
+GFP = "tests/mm/test_gfp.py"
+SLOWPATH = "tests/mm/test_slowpath.py"
+MEMORY = "tests/test_vectors_memory.py"
+ZONES = "tests/mm/test_zones.py"
+
+BASE_RULES = (
+    broken(
+        0,
+        "bio-nomemalloc",
+        "a slab of bios never comes from the reserve",
+        ("mm/bio.py", "GFP_MEMPOOL = GFP_NOMEMALLOC | ", "GFP_MEMPOOL = "),
+        BIO,
+    ),
+    broken(
+        0,
+        "bio-wait",
+        "whoever waits for a bio goes on when one is given back",
+        ("mm/bio.py", "self._wait.wake_all()", "self._wait.wake(pooled)"),
+        BIO,
+    ),
+    broken(
+        0,
+        "kswapd-first",
+        "kswapd, once woken, runs before whoever needs memory",
+        ("mm/page_alloc.py", "            await self._let_kswapd_run()\n", "            await asyncio.sleep(0)\n"),
+        "tests/mm/test_kswapd.py",
+    ),
+    broken(
+        0,
+        "alloc-high",
+        "ALLOC_HIGH halves the mark",
+        (
+            "mm/zone.py",
+            "    if alloc_flags & ALLOC_HIGH:\n        mark -= mark // 2",
+            "    if alloc_flags & ALLOC_HIGH:\n        mark -= 0",
+        ),
+        ZONES,
+    ),
+    broken(
+        0,
+        "alloc-harder",
+        "ALLOC_HARDER takes a quarter off what is left",
+        ("mm/zone.py", "mark -= mark // 4", "mark -= mark // 2"),
+        ZONES,
+    ),
+    broken(
+        0,
+        "lowmem-reserve",
+        "lower zones keep their lowmem_reserve",
+        ("mm/zone.py", "mark + reserve for reserve in self.lowmem_reserve", "mark for reserve in self.lowmem_reserve"),
+        ZONES,
+    ),
+    broken(
+        0,
+        "strict-watermark",
+        "exactly the mark is not enough",
+        ("mm/page_freelist.py", "enough = zone.free.nr_free > zone.floor", "enough = zone.free.nr_free >= zone.floor"),
+        ALLOC,
+    ),
+    broken(
+        0,
+        "no-recursion",
+        "a PF_MEMALLOC caller does not reclaim",
+        ("mm/page_alloc.py", "return current.pf_memalloc or (current.memdie", "return (current.memdie"),
+        SLOWPATH,
+    ),
+    broken(
+        0,
+        "no-oom-without-fs",
+        "nobody is killed for a request without __GFP_FS",
+        ("mm/page_alloc.py", "if not gfp_mask & GFP_FS or gfp_mask & GFP_NORETRY:", "if gfp_mask & GFP_NORETRY:"),
+        SLOWPATH,
+    ),
+    broken(
+        0,
+        "harder-not-with-nomemalloc",
+        "an atomic request with __GFP_NOMEMALLOC ends at half of min",
+        ("mm/gfp.py", "if not gfp_mask & GFP_NOMEMALLOC:", "if True:"),
+        GFP,
+    ),
+    broken(
+        0,
+        "costly-order",
+        "a request for up to eight pages is never given up",
+        ("mm/free_area.py", "PAGE_ALLOC_COSTLY_ORDER = 3", "PAGE_ALLOC_COSTLY_ORDER = 2"),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "lowest-zones",
+        "nobody is killed for a request for the lowest zones",
+        ("mm/page_alloc.py", "not request.costly and request.zonelist", "not request.costly or request.zonelist"),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "swap-cluster",
+        "slots are handed out in runs of 256",
+        ("mm/swapfile.py", "SWAPFILE_CLUSTER: Final = 256", "SWAPFILE_CLUSTER: Final = 128"),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "vm-swap-full",
+        "swap is full when more than half of it is in use",
+        ("mm/swapfile.py", "self.inuse_pages * 2 > self.pages", "self.inuse_pages * 2 >= self.pages"),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "congestion-on",
+        "writes congest a queue of 128 from the 113th on",
+        ("hosts/request_list.py", "nr_requests - nr_requests // 8 + 1", "nr_requests - nr_requests // 8"),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "congestion-off",
+        "and no more below the 103rd",
+        (
+            "hosts/request_list.py",
+            "self._count[write] < self.nr_congestion_off",
+            "self._count[write] <= self.nr_congestion_off",
+        ),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "rcvbuf",
+        "a socket's buffer that is not full takes one more datagram",
+        (
+            "net/sock.py",
+            "-((self.rmem_alloc - self.rcvbuf) // truesize)",
+            "(self.rcvbuf - self.rmem_alloc) // truesize",
+        ),
+        "tests/net/test_dev.py",
+    ),
+    broken(
+        0,
+        "rcvbuf-tcp",
+        "so does a stream's that is not exceeded",
+        ("net/dev.py", "            if sk.rmem_alloc > sk.rcvbuf:", "            if sk.rmem_alloc >= sk.rcvbuf:"),
+        "tests/net/test_tcp_memory.py",
+    ),
+    broken(
+        0,
+        "rcvbuf-backlog",
+        "and a backlog",
+        ("net/backlog.py", "self._sk.rmem_alloc > limit", "self._sk.rmem_alloc + skb.truesize > limit"),
+        "tests/net/test_backlog.py",
+    ),
+    broken(
+        0,
+        "readahead-behind",
+        "readahead goes backwards with whoever reads backwards",
+        ("mm/readahead.py", "first = index - win + 1", "first = index"),
+        MEMORY,
+    ),
+    broken(
+        0,
+        "radix-nodes",
+        "the nodes of the swap cache stay out of the reserve",
+        ("mm/swap_state.py", "GFP_HIGH | GFP_NOMEMALLOC | GFP_NOWARN", "GFP_HIGH | GFP_NOWARN"),
+        "tests/mm/test_swap_cache.py",
+    ),
+    broken(
+        0,
+        "zero-page",
+        "a read of memory that was never written allocates nothing",
+        ("mm/memory.py", "if write else None", "if True else None"),
+        "tests/mm/test_memory.py",
+    ),
+)
