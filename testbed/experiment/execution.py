@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -112,11 +113,15 @@ class Workers(Generic[Key]):
         self._pool.shutdown(cancel_futures=True)
 
 
+_interrupted = threading.Event()
+"""This worker was. A shell's background job ignores SIGINT from the start, which says nothing."""
+
+
 def _interruptible(job: Job) -> Result:
     """A run in a worker, which has had interrupts blocked since before it started: the first one ends this run and all
     that would follow, further ones do not disturb how it cleans up.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    if _interrupted.is_set():
         raise KeyboardInterrupt
     signal.signal(signal.SIGINT, _interrupt_once)
     try:
@@ -127,6 +132,7 @@ def _interruptible(job: Job) -> Result:
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> NoReturn:
+    _interrupted.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
 

@@ -115,6 +115,15 @@ def test_workers_do_not_outlive_who_asked_for_the_runs(tmp_path: Path) -> None:
     runner.communicate(timeout=20)  # to its end: whoever is left has standard error open
 
 
+def test_the_workers_of_a_background_job_which_ignores_sigint_work() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Workers(job, 1) as run_many:
+            assert [result.outcome for _, result in run_many([7])] == ["pass"]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_workers_that_only_start_are_interrupted_without_a_word(tmp_path: Path) -> None:
     script = tmp_path / "runner.py"
     script.write_text(RUNNER)
