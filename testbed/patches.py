@@ -103,7 +103,7 @@ WITHOUT_BASE: dict[tuple[int, int], str] = {
     (11, 4): "the driver's pages are asked for with __GFP_MEMALLOC, which the allocator ignores",
     (12, 5): "taps and foreign protocols are still kept away, but the allocator ignores PF_MEMALLOC in a softirq",
     (13, 2): "no object is tagged, so neither the short nor the long path has anything to do",
-    (13, 9): "SOCK_MEMALLOC sockets are not counted, so the short path is always taken",
+    (13, 9): "sockets are counted all the same, so it does what it does with patch 9",
     (14, 4): "nbd_thread sends with PF_MEMALLOC; its socket's __GFP_MEMALLOC is ignored",
     (14, 8): "nbd_thread sends with PF_MEMALLOC; its socket cannot be made SOCK_MEMALLOC",
     (16, 15): "nobody is throttled, so there is nothing to count",

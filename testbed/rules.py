@@ -60,7 +60,9 @@ class Rules:
         "of it each time, and so lost its reserve to sockets that nobody reads: it is taken with the fix here)",
     )
     slub_high_order_nomemalloc: bool = _rule(
-        False, "the attempt at a larger slab stays out of the reserve and does not reclaim"
+        False,
+        "the attempt at a larger slab stays out of the reserve and does not reclaim (of no effect in a run, where "
+        "slabs have one page)",
     )
     slab_pfmemalloc: Literal["tags", "lists"] = _rule(
         "tags", "how SLAB keeps reserve objects apart: bit 0 of the pointer, or (4.6) never in the array cache"

@@ -266,6 +266,29 @@ def test_setting_and_clearing(calls: str, socks: int, flag: bool) -> None:
     assert bool(host.udp.sk_allocation & GFP_MEMALLOC) == flag
 
 
+@pytest.mark.parametrize("without", [(), (9,), (9, 13), (13,)])
+@pytest.mark.parametrize("memalloc", [False, True])
+def test_slab_keeps_reserve_objects_apart_while_sockets_are_counted(without: tuple[int, ...], memalloc: bool) -> None:
+    """Patch 13 looks at how many there are, which without patch 9, too, is known here."""
+    host = Host(switches_of("v9", *without), slab="slab")
+    if memalloc:
+        host.socket_memory.sk_set_memalloc(host.swap.sk)
+    cache = host.machine.node.kmem_cache_create("test", 1024)
+    host.machine.drain(10)
+    assert cache.alloc(GFP_ATOMIC | GFP_MEMALLOC, host.softirq) is not None
+    tagged = memalloc or 13 in without
+    assert (cache.alloc(GFP_ATOMIC, host.softirq) is None) == tagged
+
+
+def test_without_patch_05_taps_and_foreign_protocols_are_kept_away_all_the_same() -> None:
+    host = host_of("v9", 5)
+    tap = Sock("tcpdump", 1 << 20)
+    host.device.ptype_all.append(tap)
+    assert host.receive(None, protocol=ETH_P_IPX) == [UNHANDLED]
+    assert host.receive(host.udp) == [PFMEMALLOC]
+    assert len(tap.receive_queue) == 0
+
+
 # --- receive memory, patch by patch ---
 
 FLOORS: list[tuple[Driver, tuple[int, ...], bool, int, int]] = [

@@ -236,8 +236,11 @@ def _preset(space: argparse.Namespace) -> str:
 
 
 def _patches(space: argparse.Namespace) -> frozenset[int]:
-    """The patches that are on: the preset's, less those turned off."""
-    if space.vanilla or not PRESETS[space.preset or DEFAULT_PRESET].patches:
+    """The patches that are on: the preset's, less those turned off. Raises PatchError."""
+    preset = space.preset or DEFAULT_PRESET
+    if space.vanilla or not PRESETS[preset].patches:
+        if space.without:
+            raise PatchError(f"--without turns nothing off: preset {preset} has no patch on")
         return enabled(PATCHES)
     return enabled(space.without, force=space.force)
 

@@ -91,6 +91,7 @@ def test_the_rules_of_a_preset_hold_with_all_patches_off_too() -> None:
         (["--without", "4;9"], "'4;9' is not a list of patch numbers"),
         (["--without", "15"], "patch 16 builds on patch 15"),
         (["--vanilla", "--without", "3"], "not allowed with"),
+        (["--preset", "vanilla", "--without", "3"], "--without turns nothing off: preset vanilla has no patch on"),
         (["--memory", "64X"], "'64X' is not a size"),
         (["--memory", "0"], "more than 0"),
         (["--flood", "-1"], "at least 0"),
