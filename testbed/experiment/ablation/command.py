@@ -43,8 +43,8 @@ SEEDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for; `options` holds for every run but for its patches, seed and directory. `refused` are the
-    patches that a real kernel cannot undo, and why."""
+    """What was asked for; `options` holds for every run but for its patches, seed and directory. `candidates` are to be
+    turned off, `refused` are all patches that a real kernel cannot undo, and why: they stay on whatever is off."""
 
     options: RunOptions
     seeds: tuple[int, ...]
@@ -53,6 +53,11 @@ class Request:
     exhaustive: bool
     simulate: bool
     jobs: int | None
+
+    @property
+    def turned_off(self) -> frozenset[int]:
+        """The patches that are turned off alone."""
+        return self.candidates - self.refused.keys()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,8 +87,8 @@ def run(space: argparse.Namespace, unknown: Sequence[str], words: Sequence[str])
     request = Request(
         options,
         tuple(range(options.seed, options.seed + space.seeds)),
-        candidates - refused.keys(),
-        {number: why for number, why in refused.items() if number in candidates},
+        candidates,
+        refused,
         space.exhaustive,
         space.simulate,
         space.jobs,
@@ -118,15 +123,15 @@ def ablate(topology: Topology, request: Request) -> int:
         simulated=request.simulate,
         seeds=list(request.seeds),
         runs=0,
-        arguments=options.as_arguments() | {"patches": sorted(request.candidates)},
+        arguments=options.as_arguments() | {"patches": sorted(request.turned_off)},
         version=project_version(),
         host=options.overrides.host or "",
-        refused={str(number): why for number, why in request.refused.items()},
+        refused={str(number): why for number, why in request.refused.items() if number in request.candidates},
     )
     console = wide(Console(stderr=options.json))
     with AblationDirectory.create(topology.name, options.out) as directory:
         ablation.directory = str(directory.path)
-        study = Study(options.patches, request.candidates, flooded, request.exhaustive)
+        study = Study(options.patches, request.turned_off, flooded, request.exhaustive)
         trouble = _carry_out(_Rig(topology, request, directory, console), study, ablation)
         directory.finish(ablation)
         remarks = [trouble, _draw(ablation, directory.path)]

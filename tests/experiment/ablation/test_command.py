@@ -269,6 +269,18 @@ def test_a_real_kernel_turns_off_what_it_can_and_stands_beside_the_model(
     assert 9 in data["minimal_set"]
 
 
+def test_what_a_real_kernel_cannot_undo_stays_on_whichever_patches_were_asked_for(
+    rigged: Callable[..., list[RunOptions]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = rigged(lambda on, seed: "pass" if {9} <= on else "deadlock")
+    words = ("--seeds", "1", "--host", "kernel", "--patches", "2,4,9")
+    _, data, _ = ablate(capfd, tmp_path / "a", *words)
+    assert data["refused"] == {}
+    kernel = [each for each in made if each.overrides.host == "kernel" and each.patches]
+    assert len(kernel) > 4, "some were made in search of the smallest set"
+    assert all({1, 6, 11, 13} <= each.patches for each in kernel)
+
+
 def test_a_kernel_with_slab_can_be_without_patch_13_but_not_without_3(
     rigged: Callable[..., list[RunOptions]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
