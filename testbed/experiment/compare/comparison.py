@@ -1,7 +1,8 @@
 """A whole comparison: what `compare.json` holds, and how it follows from the runs.
 
 The most real of the hosts is the reference. Every way in which another one differs from it is a disagreement, with an
-explanation if there is one: a known difference, or a median that lies within the reference's own spread.
+explanation if there is one: a known difference, a median that lies within the reference's own spread, or a count that
+comes from so few moments that chance decides it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from testbed.experiment.compare.agreement import (
     repeatability,
     share,
 )
-from testbed.experiment.compare.explanations import drops_by_chance, explain
+from testbed.experiment.compare.explanations import drops_by_chance, explain, few_moments
 from testbed.experiment.compare.runs import HOSTS, Cell, Host, Run
 from testbed.experiment.result import Outcome
 
@@ -159,17 +160,27 @@ class Comparison(msgspec.Struct, kw_only=True):
                 why = drops_by_chance(of_both)
                 yield Disagreement(cell.name, "outcome", host, in_words(ours), in_words(theirs), why)
             elif "deadlock" not in commonest(theirs):
-                yield from self._counters_out_of_bounds(cell, host)
+                yield from self._counters_out_of_bounds(cell, host, runs)
 
-    def _counters_out_of_bounds(self, cell: CellResult, host: Host) -> Iterator[Disagreement]:
+    def _counters_out_of_bounds(self, cell: CellResult, host: Host, runs: Sequence[Run]) -> Iterator[Disagreement]:
         for counter, measured in cell.counters.items():
             found, reference = measured[host], measured[self.reference]
             if in_bounds(counter, found.ratio):
                 continue
             less = found.median < reference.median
             why = "within the spread of the reference's own runs" if found.within else None
+            why = why or few_moments(
+                found.ratio, *(_moments(counter, each, runs) for each in (host, self.reference))
+            )
             why = why or explain(counter, host, self.reference, cell.arguments, less=less)
             yield Disagreement(cell.name, counter, host, spelled(found), spelled(reference), why)
+
+
+def _moments(counter: str, host: Host, runs: Sequence[Run]) -> float | None:
+    """How many all runs of a host have together; None if one does not tell."""
+    each = [run.moments.get(counter) for run in runs if run.host == host and run.outcome != "error"]
+    known = [found for found in each if found is not None]
+    return sum(known) if len(known) == len(each) else None
 
 
 def reference_of(hosts: Sequence[Host]) -> Host:

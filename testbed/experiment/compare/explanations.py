@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from testbed.experiment.compare.moments import by_chance
 from testbed.experiment.compare.runs import Host, Run
 
 FEW = 0.01
@@ -75,6 +76,13 @@ def explain(
         if difference == (counter, host, reference, less) and each.holds(arguments):
             return each.why
     return None
+
+
+def few_moments(ratio: float | None, ours: float | None, theirs: float | None) -> str | None:
+    """Why counts differ by `ratio` that come from so many moments (None: not known), if chance is enough for that."""
+    if ours is None or theirs is None or not by_chance(ratio, ours, theirs):
+        return None
+    return f"no more than chance: as if it came from {ours:.0f} moments of one size here, and {theirs:.0f} there"
 
 
 def drops_by_chance(runs: Sequence[Run]) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from testbed.experiment.compare.runs import Run
+from testbed.experiment.compare.samples import lines_of
 from testbed.experiment.drawing import NoFigure, new_figure, save
 from testbed.experiment.output import RESULT
 from testbed.experiment.result import Memory, Result, decode
@@ -29,13 +30,6 @@ class Series(msgspec.Struct):
         """A counter over time; None if this host has none of that name."""
         values = [each[name] for each in self.counters if name in each]
         return values if len(values) == len(self.times) else None
-
-
-class _Line(msgspec.Struct):
-    time: float
-    host: str
-    name: str = ""
-    counters: dict[str, int] = {}
 
 
 def draw(runs: Sequence[Run], directory: Path) -> list[Path]:
@@ -61,7 +55,7 @@ def read(directory: Path) -> Series:
     """The samples of the first client in a run's directory. Raises NoFigure."""
     try:
         result = decode((directory / RESULT).read_bytes())
-        events, samples = (list(_lines_of(directory / name)) for name in ("events.jsonl", "counters.jsonl"))
+        events, samples = (list(lines_of(directory / name)) for name in ("events.jsonl", "counters.jsonl"))
     except (OSError, msgspec.MsgspecError) as error:
         raise NoFigure(f"no figure: {error}") from None
     client = _client(result)
@@ -76,11 +70,6 @@ def _client(result: Result) -> str:
     if not result.clients:
         raise NoFigure(f"no figure: {result.directory} has no client")
     return result.clients[0].name
-
-
-def _lines_of(path: Path) -> Iterator[_Line]:
-    for line in path.read_bytes().splitlines():
-        yield msgspec.json.decode(line, type=_Line)
 
 
 def _memory(axes: Any, series: Series) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from testbed.experiment.ablation.rows import GAUGES
 from testbed.experiment.arguments import RunOptions
+from testbed.experiment.compare.moments import moments_of_run
 from testbed.experiment.execution import Job, on_real_sockets, on_virtual_time
 from testbed.experiment.result import Outcome, Result
 from testbed.experiment.topology import Topology
@@ -32,7 +33,8 @@ class Key(NamedTuple):
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """One run, and what a comparison needs of it. `seconds` is how long the workload took, None if it did not end;
-    `evidence` is what the check of progress saw, and `failed` are the names of the checks that did not hold."""
+    `evidence` is what the check of progress saw, `failed` are the names of the checks that did not hold, and `moments`
+    from how many each bursty counter comes (moments.py)."""
 
     cell: str
     host: Host
@@ -44,6 +46,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
     directory: str
     failed: tuple[str, ...] = ()
+    moments: dict[str, float] = {}
 
     @property
     def key(self) -> Key:
@@ -88,4 +91,5 @@ def run(key: Key, seed: int, result: Result) -> Run:
         counters=counters | {"reserve_min_free": result.memory.reserve_min_free},
         directory=result.directory,
         failed=tuple(check.name for check in result.checks if check.ok is False),
+        moments=moments_of_run(Path(result.directory)),
     )
