@@ -92,7 +92,7 @@ def test_the_page_cache_is_reclaimed_once_memory_is_full() -> None:
 
 def test_an_operation_is_a_page_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     host = CASES["series"]()
-    pages = counted(monkeypatch, host.node.page_alloc, "alloc_page")
+    pages = counted(monkeypatch, host.node.page_alloc, "alloc_page_above_low")
     done = run("sysbench faults", host, 1)
     assert (done, host.node.vmstat.pgfault, len(pages)) == (3 * MAPPING, 3 * MAPPING, MAPPING)
 
