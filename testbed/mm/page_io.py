@@ -13,7 +13,6 @@ from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
 from testbed.mm.swap_state import SwapCache
-from testbed.mm.swapfile import SWAP_HAS_CACHE
 from testbed.mm.watermarks import PAGE_SIZE
 
 KBYTES_PER_PAGE = PAGE_SIZE >> 10
@@ -96,7 +95,6 @@ class SwapIO:
 
     def _written(self, pages: Sequence[Page], error: int) -> None:
         self.vmstat.nr_writeback -= len(pages)
-        swap_map = self.cache.swap.swap_map
         unused = []
         for page in pages:
             page.writeback = False
@@ -107,7 +105,7 @@ class SwapIO:
             if page.reclaim:
                 page.reclaim = False
                 self._rotate_reclaimable_page(page)
-            if page.mapping is None and not (page.swap_entry and swap_map[page.swap_entry] & ~SWAP_HAS_CACHE):
+            if page.mapping is None and not self.cache.swap.swap_count(page.swap_entry):
                 unused.append(page)
         for page in unused:
             self.release(page)
