@@ -100,14 +100,21 @@ def run_forever(out: Path) -> None:
         list(run_many([1, 2]))
 
 
-def test_workers_do_not_outlive_who_asked_for_the_runs(tmp_path: Path) -> None:
-    script = tmp_path / "runner.py"
+def start_runner(directory: Path) -> subprocess.Popen[str]:
+    """`run_forever` in a process and a session of its own."""
+    script = directory / "runner.py"
     script.write_text(RUNNER)
-    runner = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
+    return subprocess.Popen(
+        [sys.executable, str(script), str(directory)],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
     )
+
+
+def test_workers_do_not_outlive_who_asked_for_the_runs(tmp_path: Path) -> None:
+    runner = start_runner(tmp_path)
     while len(list(tmp_path.glob("*-started"))) < 2:
         assert runner.poll() is None
         time.sleep(0.05)
@@ -125,17 +132,10 @@ def test_the_workers_of_a_background_job_which_ignores_sigint_work() -> None:
 
 
 def test_workers_that_only_start_are_interrupted_without_a_word(tmp_path: Path) -> None:
-    script = tmp_path / "runner.py"
-    script.write_text(RUNNER)
-    runner = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-    )
+    runner = start_runner(tmp_path)
     children = Path(f"/proc/{runner.pid}/task/{runner.pid}/children")
     while len(children.read_text().split()) < 2:
+        assert runner.poll() is None
         time.sleep(0.01)
     os.killpg(runner.pid, signal.SIGINT)
     _, errors = runner.communicate(timeout=20)
