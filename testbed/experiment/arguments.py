@@ -19,7 +19,7 @@ from testbed.experiment.faults.nemesis import MOST_FAULTS, NEMESIS_S, Nemesis
 from testbed.experiment.faults.planning import NO_OTHERS, FaultOptions
 from testbed.experiment.faults.step import Layer
 from testbed.experiment.plan import Overrides
-from testbed.experiment.topology import CLIENT_HOSTS, MOST_PPS, MOST_TASKS, SLAB_ALLOCATORS
+from testbed.experiment.topology import CLIENT_HOSTS, DRIVERS, MOST_PPS, MOST_TASKS, SLAB_ALLOCATORS
 from testbed.lab.pcapng import SNAPLEN
 from testbed.patches import DEFAULT_PRESET, KERNEL_PRESET, PATCHES, PRESETS, PatchError, enabled
 from testbed.size import parse_size
@@ -111,6 +111,11 @@ def add_condition_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", choices=CLIENT_HOSTS, help="what stands in the place of all clients")
     parser.add_argument("--slab", choices=SLAB_ALLOCATORS, help="slab allocator of all clients")
+    parser.add_argument(
+        "--driver",
+        choices=DRIVERS,
+        help="what NICs with linear receive buffers receive into (beside a real kernel: vector, which is its driver)",
+    )
     parser.add_argument("--memory", type=_size, metavar="SIZE", help="memory of each client; what is not fixed scales")
     parser.add_argument(
         "--flood", type=count(0, MOST_PPS), metavar="PPS", help="frames a second of each flood; 0: no flood"
@@ -201,6 +206,7 @@ def options_from(space: argparse.Namespace, topology: str, argv: Sequence[str]) 
             tasks=space.tasks,
             preset=_preset(space),
             slab=space.slab,
+            driver=space.driver or ("vector" if space.host == "kernel" else None),
             host=space.host,
             mtu=space.mtu,
         ),

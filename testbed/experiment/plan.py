@@ -47,7 +47,7 @@ from testbed.hosts.plan import (
 from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.watermarks import PAGE_SIZE, compute
 from testbed.nbd.client_tls import TLS_WARNING
-from testbed.net.skbuff import rx_truesize
+from testbed.net.skbuff import Driver, rx_truesize
 from testbed.patches import DEFAULT_PRESET, PRESETS
 from testbed.size import format_size
 
@@ -67,7 +67,7 @@ class Overrides:
     """Numbers from the command line that replace the topology's; None leaves one alone. Sizes are in bytes.
 
     `flood` is frames a second for every flood; 0 runs without them. `preset` names the kernel whose rules all clients
-    follow; its patches are not the plan's business.
+    follow; its patches are not the plan's business. `driver` is that of clients whose topology has a linear one.
     """
 
     memory: int | None = None
@@ -79,6 +79,7 @@ class Overrides:
     tasks: int | None = None
     preset: str = DEFAULT_PRESET
     slab: SlabAllocator | None = None
+    driver: Driver | None = None
     host: ClientHost | None = None
     mtu: int | None = None
 
@@ -272,8 +273,12 @@ def _interfaces(topology: Topology, change: Overrides) -> dict[str, Interface]:
 
 def _mtu(client: SwapClient, change: Overrides) -> int:
     mtu = client.mtu if change.mtu is None else change.mtu
-    check_mtu(client.name, mtu, client.driver)
+    check_mtu(client.name, mtu, _driver(client, change))
     return mtu
+
+
+def _driver(client: SwapClient, change: Overrides) -> Driver:
+    return change.driver if change.driver and client.driver == "linear" else client.driver
 
 
 def _memory(client: SwapClient, change: Overrides) -> int:
@@ -352,7 +357,7 @@ def _client(
     memory = _memory(client, change)
     wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
     rules = PRESETS[change.preset].rules
-    ring_bytes = client.ring * rx_truesize(client.driver, _mtu(client, change), rules)
+    ring_bytes = client.ring * rx_truesize(_driver(client, change), _mtu(client, change), rules)
     try:
         marks = compute(memory // PAGE_SIZE, wanted, PRESETS[change.preset].rules, client.zones, client.nodes)
     except ValueError as error:
@@ -381,7 +386,7 @@ def _client(
         workload=_workload(topology, client, change),
         rules=rules,
         slab=change.slab or client.slab,
-        driver=client.driver,
+        driver=_driver(client, change),
         zones=client.zones,
         nodes=client.nodes,
         copybreak=client.copybreak,

@@ -31,7 +31,7 @@ READERS = ("prompt", "faulting", "corked", "never")
 PROTOCOLS = ("udp", "tcp")
 SLAB_ALLOCATORS = ("slub", "slab")
 CLIENT_HOSTS = ("emulated", "kernel")
-DRIVERS = ("linear", "frag", "page")
+DRIVERS = ("linear", "vector", "frag", "page")
 ZONE_LAYOUTS = tuple(LAYOUTS)
 STARTS = ("swapping", "workload", "steady")
 CACHES = ("writeback", "none")
@@ -42,7 +42,7 @@ MOST_PPS = 10_000_000
 MOST_TASKS = 1024
 LARGEST_RCVBUF = (1 << 31) - 1
 """Bytes: sk_rcvbuf is an int."""
-LARGEST_MTU: dict[Driver, int] = {"linear": 9000, "frag": 3600, "page": 3600}
+LARGEST_MTU: dict[Driver, int] = {"linear": 9000, "vector": 9000, "frag": 3600, "page": 3600}
 """A linear buffer may be of several pages, a fragment or a page that a driver receives into is one at most."""
 LARGEST_COPYBREAK = 1024
 """Copying longer frames saves no memory."""
@@ -176,7 +176,8 @@ class SwapClient:
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
     `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
     three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` what the NIC receives into: one
-    "linear" buffer, a page fragment ("frag") or a whole "page". Frames of up to `copybreak` bytes are copied into a
+    "linear" buffer (of `alloc_skb`, as User Mode Linux's "vector" driver has it), a page fragment ("frag") or a whole
+    "page". Frames of up to `copybreak` bytes are copied into a
     small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
     With `gro` the segments of a GSO frame, which the NIC receives into a buffer each, go up the stack as one.
     `zones` is how memory is divided into zones, and `nodes` into how many NUMA nodes.

@@ -225,12 +225,12 @@ class Tracepoints:
         _wrap(kswapd, "sleep", self._kswapd_sleep)
         _wrap(node.page_alloc, "wakeup_kswapd", lambda call: self._wakeup_kswapd(call, lambda: node.vmstat.kswapd_wake))
 
-    def _balance_pgdat(self, call: Callable[[], Awaitable[None]]) -> Callable[[], Any]:
-        async def traced() -> None:
-            self._say("kswapd0", "mm_vmscan_kswapd_wake", nid=0, order=0)
+    def _balance_pgdat(self, call: Callable[[int], Awaitable[int]]) -> Callable[[int], Any]:
+        async def traced(order: int) -> int:
+            self._say("kswapd0", "mm_vmscan_kswapd_wake", nid=0, order=order)
             self._timeline.begin(self._clock(), "kswapd0", "balance_pgdat", {})
             try:
-                await call()
+                return await call(order)
             finally:
                 self._timeline.end(self._clock(), "kswapd0", {})
 
@@ -243,12 +243,12 @@ class Tracepoints:
 
         return traced
 
-    def _wakeup_kswapd(self, call: Callable[[], bool], wakes: Callable[[], int]) -> Callable[[], bool]:
-        def traced() -> bool:
+    def _wakeup_kswapd(self, call: Callable[[int], bool], wakes: Callable[[], int]) -> Callable[[int], bool]:
+        def traced(order: int) -> bool:
             before = wakes()
-            woken = call()
+            woken = call(order)
             if wakes() != before:
-                self._mark("kswapd0", "mm_vmscan_wakeup_kswapd", nid=0, zid=0, order=0)
+                self._mark("kswapd0", "mm_vmscan_wakeup_kswapd", nid=0, zid=0, order=order)
             return woken
 
         return traced

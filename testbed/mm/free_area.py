@@ -69,7 +69,8 @@ class FreeArea:
 
     def take_block(self, order: int) -> Sequence[Page] | None:
         """2**order contiguous pages (`__rmqueue_smallest`), or None."""
-        self._merge_loose()
+        if not any(self._blocks[order:]):
+            self._merge_loose()
         for current, blocks in enumerate(self._blocks[order:], order):
             if blocks:
                 pfn, _none = blocks.popitem()
@@ -83,6 +84,12 @@ class FreeArea:
         """The 2**order pages from `pfn` on come back (`__free_one_page`)."""
         self._merge(pfn, order)
         self.nr_free += 1 << order
+
+    def has_block(self, order: int) -> bool:
+        """Is there a free block of at least 2**order pages?"""
+        if not any(self._blocks[order:]):
+            self._merge_loose()
+        return any(self._blocks[order:])
 
     def counts(self) -> list[int]:
         """Free blocks of each order (`free_area[order].nr_free`, /proc/buddyinfo)."""

@@ -49,6 +49,7 @@ class Node:
         zones: the layout of zones, one of `zone_layout.LAYOUTS`.
         nodes: the number of memory nodes, 1 or 2.
         slab: which slab allocator, "slub" or "slab".
+        slub_max_order: SLUB's boot parameter of that name: the largest order it asks for, from 0 to 3.
         memalloc_socks: how many SOCK_MEMALLOC sockets there are (`sk_memalloc_socks()`), which only SLAB asks.
     """
 
@@ -64,6 +65,7 @@ class Node:
         zones: str = "normal",
         nodes: int = 1,
         slab: str = "slub",
+        slub_max_order: int = slub.SLUB_MAX_ORDER,
         memalloc_socks: Callable[[], int] = int,
     ) -> None:
         self.switches = switches
@@ -78,6 +80,7 @@ class Node:
         self.zone = self.page_alloc.zone
         self.min_free_kbytes = MinFreeKbytes(self.zones, self.vmstat, switches)
         self.slab = slab
+        self.slub_max_order = slub_max_order
         self.pfmemalloc = slab_3_6.Pfmemalloc(memalloc_socks)
         self.caches: dict[str, KmemCache] = {}
         self.kmalloc_prefix = "kmalloc" if slab == "slub" else "size"
@@ -114,7 +117,7 @@ class Node:
         """`kmem_cache_create`: a cache of objects of `object_size` bytes."""
         cache: KmemCache
         if self.slab == "slub":
-            cache = slub.KmemCache(name, object_size, self.page_alloc)
+            cache = slub.KmemCache(name, object_size, self.page_alloc, self.slub_max_order)
         elif self.switches.rules.slab_pfmemalloc == "tags":
             cache = slab_3_6.KmemCache(name, object_size, self.page_alloc, self.pfmemalloc)
         else:

@@ -73,7 +73,7 @@ class PageAllocator(PageFreelists):
 
     def __init__(self, zones: Sequence[Zone], vmstat: VmStat, switches: Switches) -> None:
         super().__init__(zones, vmstat, switches)
-        self.wakeup_kswapd: Callable[[], bool] = _nobody
+        self.wakeup_kswapd: Callable[[int], bool] = _no_kswapd
         self.kswapd_running: Callable[[], bool] = _nobody
         self.try_to_free_pages: Callable[[int, Task], Awaitable[int]] = _no_reclaim
         self.out_of_memory: Callable[[Task], None] = _no_oom_killer
@@ -125,7 +125,7 @@ class PageAllocator(PageFreelists):
         pages = self._rmqueue_bulk(zonelist, count, ALLOC_WMARK_LOW)
         if len(pages) == count:
             return pages
-        self.wakeup_kswapd()
+        self.wakeup_kswapd(0)
         request = Request(0, gfp_mask, current, zonelist)
         alloc_flags = gfp_to_alloc_flags(gfp_mask, current, self.switches)
         above_min = self._rmqueue_bulk(zonelist, count - len(pages), alloc_flags & ~ALLOC_RESERVE)
@@ -147,7 +147,7 @@ class PageAllocator(PageFreelists):
 
     def _alloc_nowait(self, request: Request) -> Page | None:
         """The slow path of a caller that cannot sleep."""
-        self.wakeup_kswapd()
+        self.wakeup_kswapd(request.order)
         page = self._alloc_below_low(request)
         if page is None:
             self._fail(request)
@@ -159,7 +159,7 @@ class PageAllocator(PageFreelists):
         Kswapd, and favoured tasks that are runnable, run first.
         """
         gfp_mask, current = request.gfp_mask, request.current
-        self.wakeup_kswapd()
+        self.wakeup_kswapd(request.order)
         if current.nice >= 0:
             await self._let_kswapd_run()
         if self.run_queue.favoured:
@@ -177,7 +177,7 @@ class PageAllocator(PageFreelists):
                 if not self._should_alloc_retry(request):
                     break
             await self._wait_to_retry(current)
-            self.wakeup_kswapd()
+            self.wakeup_kswapd(request.order)
         self._fail(request)
         return None
 
@@ -329,6 +329,10 @@ class PageAllocator(PageFreelists):
 
 def _worth_killing_for(request: Request) -> bool:
     return not request.costly and request.zonelist.high_zoneidx >= ZoneType.NORMAL
+
+
+def _no_kswapd(_order: int) -> bool:
+    return False
 
 
 def _nobody() -> bool:

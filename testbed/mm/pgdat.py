@@ -14,10 +14,19 @@ from testbed.rules import Rules
 class Pgdat:
     """The node that `zones` belong to, lowest zone first.
 
-    `writeback` is PGDAT_WRITEBACK: kswapd has met nothing but pages under writeback since the node was balanced.
+    `kswapd_order` is the largest order that kswapd has been woken for and has not looked at yet. `writeback` is PGDAT_WRITEBACK: kswapd has met nothing but pages under writeback since the node was balanced.
     """
 
-    __slots__ = ("kswapd_failures", "lruvecs", "max_kswapd_failures", "pfmemalloc_wait", "swap", "writeback", "zones")
+    __slots__ = (
+        "kswapd_failures",
+        "kswapd_order",
+        "lruvecs",
+        "max_kswapd_failures",
+        "pfmemalloc_wait",
+        "swap",
+        "writeback",
+        "zones",
+    )
 
     def __init__(self, zones: Sequence[Zone], swap: SwapInfo, rules: Rules) -> None:
         self.zones = zones
@@ -26,6 +35,7 @@ class Pgdat:
         self.pfmemalloc_wait = WaitQueue()
         self.max_kswapd_failures = rules.max_kswapd_failures
         self.kswapd_failures = 0
+        self.kswapd_order = 0
         self.writeback = False
 
     def hopeless(self) -> bool:

@@ -13,7 +13,8 @@ DEF_PRIORITY = 12
 
 @dataclass(slots=True)
 class ScanControl:
-    """What a reclaimer wants and what it has reached; `kswapd` says that it is the reclaim thread.
+    """What a reclaimer wants and what it has reached; `kswapd` says that it is the reclaim thread,
+    `order` for how large a block it was woken.
 
     `nr_taken`, `nr_writeback` and `nr_immediate` are of its last pass over a zone: pages taken off a list, those of
     them that were being written, and (6.1) those that were still being written when they came round again.
@@ -22,6 +23,7 @@ class ScanControl:
     gfp_mask: int
     current: Task
     nr_to_reclaim: int
+    order: int = 0
     priority: int = DEF_PRIORITY
     kswapd: bool = False
     nr_scanned: int = 0

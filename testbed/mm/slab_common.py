@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Protocol
-
 from testbed.mm.page import Page
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.sched import Task
@@ -34,19 +32,6 @@ class Slab:
         self.misaligned = 0
         self.rank = 0
         self.pfmemalloc = page.pfmemalloc
-
-
-class BlockAllocator(Protocol):
-    """A page allocator of higher orders; a block is its pages, the first of which says how it was allocated."""
-
-    def alloc_order_nowait(self, order: int, gfp_mask: int, current: Task) -> list[Page] | None:
-        """`alloc_pages` for a caller that cannot sleep."""
-
-    async def alloc_order(self, order: int, gfp_mask: int, current: Task) -> list[Page] | None:
-        """`alloc_pages`."""
-
-    def free_order(self, pages: list[Page]) -> None:
-        """`__free_pages`."""
 
 
 class KmemCache(ABC):

@@ -15,22 +15,26 @@ from testbed.mm.gfp import GFP_NOFAIL, GFP_NOMEMALLOC, GFP_NORETRY, GFP_NOWARN, 
 from testbed.mm.page_alloc import PageAllocator
 from testbed.mm.partial_list import PartialList
 from testbed.mm.sched import Task
-from testbed.mm.slab_common import BlockAllocator, Slab, runs
+from testbed.mm.slab_common import Slab, runs
 from testbed.mm.watermarks import PAGE_SIZE
 
 SLUB_MAX_ORDER = 3
-SLUB_MIN_OBJECTS = 16
-"""Objects that a slab should hold on a machine of 4 to 7 CPUs: 4 * (fls(nr_cpu_ids) + 1)."""
 
 
-def calculate_order(object_size: int) -> int:
-    """`calculate_order`: the order of a slab that holds enough objects, of up to a page, and wastes at most 1/16."""
-    wanted = min(SLUB_MIN_OBJECTS, (PAGE_SIZE << SLUB_MAX_ORDER) // object_size) * object_size
-    for order in range(SLUB_MAX_ORDER):
-        size = PAGE_SIZE << order
-        if size >= wanted and size % object_size <= size // 16:
-            return order
-    return SLUB_MAX_ORDER
+def calculate_order(object_size: int, slub_max_order: int = SLUB_MAX_ORDER, nr_cpu_ids: int = 1) -> int:
+    """`calculate_order`: the order of a slab of objects of up to a page, as large as `slub_max_order` allows.
+
+    It is to hold 4 * (fls(nr_cpu_ids) + 1) objects and waste no more than 1/16, or 1/8, or a quarter, or else to hold
+    fewer.
+    """
+    largest = (PAGE_SIZE << slub_max_order) // object_size
+    for min_objects in range(min(4 * (nr_cpu_ids.bit_length() + 1), largest), 1, -1):
+        for fraction in (16, 8, 4):
+            for order in range(slub_max_order + 1):
+                size = PAGE_SIZE << order
+                if size >= min_objects * object_size and size % object_size <= size // fraction:
+                    return order
+    return 0
 
 
 def cpu_partial(object_size: int) -> int:
@@ -43,17 +47,16 @@ def cpu_partial(object_size: int) -> int:
 
 
 class KmemCache(slab_common.KmemCache):
-    """A cache whose slabs have one page or, given an allocator of `blocks`, the order that SLUB prefers if it can.
+    """A cache whose slabs have the order that SLUB prefers, `slub_max_order` at most, or one page where that fails.
 
     As many empty slabs stay on the partial list as `set_min_partial` allows.
     """
 
     def __init__(
-        self, name: str, object_size: int, page_alloc: PageAllocator, blocks: BlockAllocator | None = None
+        self, name: str, object_size: int, page_alloc: PageAllocator, slub_max_order: int = SLUB_MAX_ORDER
     ) -> None:
         super().__init__(name, object_size, PAGE_SIZE // object_size, page_alloc)
-        self.blocks = blocks
-        self.order = 0 if blocks is None else calculate_order(object_size)
+        self.order = calculate_order(object_size, slub_max_order)
         self.min_partial = max(5, min(10, (object_size.bit_length() - 1) // 2))
         self.cpu_partial = cpu_partial(object_size)
         self._cpu_slab: Slab | None = None
@@ -289,8 +292,8 @@ class KmemCache(slab_common.KmemCache):
 
     def _new_slab(self, gfp_mask: int, current: Task) -> Slab | None:
         """`new_slab`: of the preferred order if that is easy, or else of one page."""
-        if self.blocks is not None and self.order:
-            block = self.blocks.alloc_order_nowait(self.order, self._easy(gfp_mask), current)
+        if self.order:
+            block = self.page_alloc.alloc_order_nowait(self.order, self._easy(gfp_mask), current)
             if block is not None:
                 return self._new_block_slab(block)
         page = self.page_alloc.alloc_page_nowait(gfp_mask, current)
@@ -298,8 +301,8 @@ class KmemCache(slab_common.KmemCache):
 
     async def _new_slab_wait(self, gfp_mask: int, current: Task) -> Slab | None:
         """`new_slab` for a caller that may sleep."""
-        if self.blocks is not None and self.order:
-            block = await self.blocks.alloc_order(self.order, self._easy(gfp_mask), current)
+        if self.order:
+            block = await self.page_alloc.alloc_order(self.order, self._easy(gfp_mask), current)
             if block is not None:
                 return self._new_block_slab(block)
         page = await self.page_alloc.alloc_page(gfp_mask, current)
@@ -441,12 +444,12 @@ class KmemCache(slab_common.KmemCache):
 
     def _discard_bulk(self, empty: list[Slab]) -> None:
         """`discard_slab`."""
-        if self.blocks is not None:
+        if self.order:
             for slab in empty:
                 if slab.tail:
                     self.nr_slabs -= 1
                     self._vmstat.nr_slab_unreclaimable -= 1 + len(slab.tail)
-                    self.blocks.free_order([slab.page, *slab.tail])
+                    self.page_alloc.free_order([slab.page, *slab.tail])
             empty = [slab for slab in empty if not slab.tail]
         super()._discard_bulk(empty)
 

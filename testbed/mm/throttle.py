@@ -46,7 +46,7 @@ class Throttle:
             free += nr_free
         if free > reserve // 2 or (self._ignores_unreclaimable and not reserve):
             return True
-        self.page_alloc.wakeup_kswapd()
+        self.page_alloc.wakeup_kswapd(0)
         return False
 
     async def throttle_direct_reclaim(self, gfp_mask: int, current: Task) -> bool:

@@ -106,9 +106,9 @@ class Zone:
         free = self.free.nr_free - ((1 << order) - 1)
         if free <= floor or not order:
             return free > floor
-        counts = self.free.counts()
         if self.rules.order_checks_free_area:
-            return any(counts[order:])
+            return self.free.has_block(order)
+        counts = self.free.counts()
         mark = floor - self.lowmem_reserve[classzone]
         for lower in range(order):
             free -= counts[lower] << lower

@@ -4,7 +4,8 @@
 what marks an skb pfmemalloc. So receive buffers turn pfmemalloc at half of min, before GFP_ATOMIC would fail.
 
 The NIC's driver decides what a frame is received into: one linear buffer, or a small one for its headers and a
-fragment (half a page) or a page of its own for its data, which is marked by its page (patches 10 and 11).
+fragment (half a page) or a page of its own for its data, which is marked by its page (patches 10 and 11). User Mode
+Linux's "vector" driver has linear buffers, too, but of `alloc_skb`, which are slab objects in every version.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RX_HEADER: Final = 128
 
 Data = Slab | PageFrag
 """Linear data: an object of a slab, or a fragment."""
-Driver = Literal["linear", "frag", "page"]
+Driver = Literal["linear", "vector", "frag", "page"]
 NO_FRAGS: Final[tuple[PageFrag, ...]] = ()
 
 
@@ -146,22 +147,22 @@ def skb_data_size(payload: int) -> int:
 def rx_sizes(driver: Driver, mtu: int) -> tuple[int, int]:
     """Bytes of linear data and of a fragment that a driver asks for, to receive a frame into."""
     frame = mtu + ETH_FRAME_OVERHEAD
-    if driver == "linear":
+    if driver in ("linear", "vector"):
         return skb_data_size(frame), 0
     half = driver == "frag" and frame <= PAGE_SIZE // 2
     return skb_data_size(RX_HEADER), PAGE_SIZE // 2 if half else PAGE_SIZE
 
 
-def rx_fragment(linear: int, rules: Rules) -> bool:
+def rx_fragment(driver: Driver, linear: int, rules: Rules) -> bool:
     """Whether `netdev_alloc_skb` cuts so many bytes of linear data from a page (3.5); more than one holds is kmalloc's.
     """
-    return rules.rx_buffer == "fragment" and linear <= PAGE_SIZE
+    return driver != "vector" and rules.rx_buffer == "fragment" and linear <= PAGE_SIZE
 
 
 def rx_truesize(driver: Driver, mtu: int, rules: Rules) -> int:
     """What one descriptor's skb takes, bytes."""
     linear, frag = rx_sizes(driver, mtu)
-    if not rx_fragment(linear, rules):
+    if not rx_fragment(driver, linear, rules):
         linear = kmalloc_size(linear)
     return SK_BUFF_SIZE + linear + frag
 
@@ -187,7 +188,7 @@ class SkbMemory:
         elif driver == "page":
             self.frag_pages = NetdevPages(node.page_alloc, netstat)
         self.rx_cache: KmemCache | PageFragCache = node.kmalloc_cache(linear)
-        if rx_fragment(linear, self.switches.rules):
+        if rx_fragment(driver, linear, self.switches.rules):
             self.rx_cache = PageFragCache(linear, node.page_alloc)
         self.rx_truesize = rx_truesize(driver, mtu, self.switches.rules)
 

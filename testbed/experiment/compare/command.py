@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help="make the runs on this dask.distributed cluster")
     add_patch_options(parser)
     add_condition_options(parser)
-    parser.set_defaults(preset=KERNEL_PRESET, expect="pass", trace=False)
+    parser.set_defaults(preset=KERNEL_PRESET, driver="vector", expect="pass", trace=False)
 
 
 def _hosts(text: str) -> tuple[Host, ...]:

@@ -26,7 +26,7 @@ def unsupported(plan: ClientPlan) -> str | None:
         "zones": (plan.zones, "normal"),
         "nodes": (plan.nodes, 1),
         "mempolicy": (plan.workload.mempolicy, None),
-        "driver": (plan.driver, "linear"),
+        "driver": ("vector" if plan.driver == "linear" else plan.driver, "vector"),
         "copybreak": (plan.copybreak, 0),
         "tap": (plan.tap, None),
         "gro": (plan.gro, False),
