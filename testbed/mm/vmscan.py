@@ -20,7 +20,7 @@ from testbed.mm.stall import CongestionWait, ReclaimThrottle, Stall
 from testbed.mm.swap_state import SwapCache
 from testbed.mm.throttle import Throttle
 
-RESCHED_PAGES = 64
+RESCHED_PAGES = 512
 """Pages that a reclaimer looks at before it is somebody else's turn: about as many as tasks touch meanwhile."""
 
 
