@@ -36,7 +36,7 @@ class Kswapd:
         """
         return self._woken if self._thread is None else not self._thread.sleeping
 
-    def wakeup_kswapd(self, order: int) -> bool:
+    def wakeup_kswapd(self, order: int = 0) -> bool:
         """Wake kswapd for 2**order pages; False if it does not sleep, or need not wake. Whoever calls has seen no zone
         that has them above its low watermark.
         """

@@ -23,9 +23,9 @@ class ScanControl:
     gfp_mask: int
     current: Task
     nr_to_reclaim: int
-    order: int = 0
     priority: int = DEF_PRIORITY
     kswapd: bool = False
+    order: int = 0
     nr_scanned: int = 0
     nr_reclaimed: int = 0
     nr_taken: int = 0
@@ -33,6 +33,8 @@ class ScanControl:
     nr_immediate: int = 0
     under_min: bool = False
     """Is some zone below its min watermark after kswapd's pass (`has_under_min_watermark_zone`)?"""
+    cost: int = 0
+    """What it has done, in pages looked at."""
     writes: list[Page] = field(default_factory=list)
 
     @property

@@ -352,8 +352,10 @@ class KmemCache(slab_common.KmemCache):
         """`_take_new_bulk` for slabs of several pages, one after the other."""
         taken: list[Slab] = []
         while len(taken) < count:
+            self._vmstat.slab_pfmemalloc_mismatch += bool(taken and self._partial)
             slab = self._new_slab(gfp_mask, current)
             if slab is None:
+                self._deactivate()
                 break
             taken.append(self._take_new(slab, gfp_mask, current))
             if slab is self._cpu_slab:

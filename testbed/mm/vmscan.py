@@ -21,7 +21,9 @@ from testbed.mm.swap_state import SwapCache
 from testbed.mm.throttle import Throttle
 
 RESCHED_PAGES = 512
-"""Pages that a reclaimer looks at before it is somebody else's turn: about as many as tasks touch meanwhile."""
+"""Pages that a reclaimer looks at before it is somebody else's turn (`need_resched`)."""
+WRITE_COST = 8
+"""To write a page takes it as long as to look at so many."""
 
 
 class Vmscan:
@@ -106,7 +108,7 @@ class Vmscan:
         self, lruvec: Lruvec, nr_active: int, nr_inactive: int, sc: ScanControl, reclaimed_before: int
     ) -> None:
         enough = reclaimed_before + sc.nr_to_reclaim if sc.priority < DEF_PRIORITY else 1 << 62
-        resched_at = RESCHED_PAGES
+        resched_at = sc.cost + RESCHED_PAGES
         while nr_inactive > 0:
             if nr_active > 0:
                 if lruvec.inactive_anon_is_low():
@@ -116,8 +118,8 @@ class Vmscan:
             nr_inactive -= SWAP_CLUSTER_MAX
             if sc.nr_reclaimed >= enough:
                 break
-            if sc.nr_taken >= resched_at:
-                resched_at += RESCHED_PAGES
+            if sc.cost >= resched_at:
+                resched_at = sc.cost + RESCHED_PAGES
                 await asyncio.sleep(0)
 
     def shrink_file_list(self, lruvec: Lruvec, nr_to_scan: int, sc: ScanControl) -> None:
@@ -169,6 +171,7 @@ class Vmscan:
         activated = self.vmstat.pgactivate
         freed, kept = self._shrink_page_list(taken, sc)
         sc.nr_taken += len(taken)
+        sc.cost += len(taken) + WRITE_COST * len(sc.writes)
         lruvec.recent_scanned[0] += len(taken)
         lruvec.recent_rotated[0] += self.vmstat.pgactivate - activated
         self._account(lruvec, sc, len(taken), len(freed))

@@ -88,7 +88,10 @@ class FakeSwapDevice:
 
 
 class Machine:
-    """A node of `pages` pages over `device`; it has one memalloc socket if not told otherwise."""
+    """A node of `pages` pages over `device`; it has one memalloc socket if not told otherwise.
+
+    SLUB's slabs are pages, so that what a test allocates can be counted by hand (boot parameter slub_max_order=0).
+    """
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class Machine:
         zones: str = "normal",
         nodes: int = 1,
         slab: str = "slub",
+        slub_max_order: int = 0,
         memalloc_socks: Callable[[], int] | None = None,
     ) -> None:
         self.memalloc_socks = 1
@@ -116,6 +120,7 @@ class Machine:
             zones=zones,
             nodes=nodes,
             slab=slab,
+            slub_max_order=slub_max_order,
             memalloc_socks=memalloc_socks or (lambda: self.memalloc_socks),
         )
         self.device.swap_io = self.node.swap_io

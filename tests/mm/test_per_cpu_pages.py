@@ -189,9 +189,10 @@ def test_what_is_freed_does_not_stay_on_the_list_while_kswapd_is_at_work() -> No
         pcp = machine.node.zone.pcp
         highs = [pcp.high]
 
-        async def balance_pgdat() -> None:
+        async def balance_pgdat(order: int) -> int:
             highs.append(pcp.high)
             machine.give_back()
+            return order
 
         machine.node.kswapd.balance_pgdat = balance_pgdat  # type: ignore[method-assign]
         running = asyncio.create_task(machine.node.kswapd.run())

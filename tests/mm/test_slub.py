@@ -238,41 +238,69 @@ def test_a_new_slab_that_its_creator_may_not_keep_gives_one_object() -> None:
     assert machine.node.vmstat.slab_partial_leaked == 1
 
 
-class Blocks:
-    """Blocks of the orders that are `easy`, out of a machine's single pages; it remembers what was asked of it."""
-
-    def __init__(self, machine: Machine, easy: bool = True) -> None:
-        self.machine = machine
-        self.easy = easy
-        self.asked: list[tuple[int, int]] = []
-
-    def alloc_order_nowait(self, order: int, gfp_mask: int, current: Task) -> list[Page] | None:
-        self.asked.append((order, gfp_mask))
-        if not self.easy:
-            return None
-        return self.machine.node.page_alloc.alloc_pages_nowait(1 << order, gfp_mask, current)
-
-    async def alloc_order(self, order: int, gfp_mask: int, current: Task) -> list[Page] | None:
-        return self.alloc_order_nowait(order, gfp_mask, current)
-
-    def free_order(self, pages: list[Page]) -> None:
-        self.machine.node.page_alloc.free_slab_pages(pages)
-
-
 @pytest.mark.parametrize(
-    ("size", "order"), [(64, 0), (256, 0), (512, 1), (568, 2), (1024, 2), (2048, 3), (4096, 3)]
+    ("size", "order"), [(64, 0), (192, 0), (256, 0), (512, 0), (576, 1), (1024, 1), (2048, 2), (4096, 3)]
 )
 def test_the_preferred_order_holds_enough_objects(size: int, order: int) -> None:
     assert calculate_order(size) == order
 
 
+@pytest.mark.parametrize(
+    ("slub_max_order", "nr_cpu_ids", "order"), [(0, 4, 0), (1, 4, 1), (3, 1, 2), (3, 2, 3), (3, 4, 3), (3, 64, 3)]
+)
+def test_the_order_grows_with_the_cpus_up_to_slub_max_order(slub_max_order: int, nr_cpu_ids: int, order: int) -> None:
+    """kmalloc-2048: 8 objects on one CPU, 12 on two, 16 on four."""
+    assert calculate_order(2048, slub_max_order, nr_cpu_ids) == order
+
+
+@pytest.mark.parametrize(
+    ("size", "slub_max_order", "order"), [(1500, 3, 3), (1500, 2, 2), (1500, 0, 0), (700, 0, 0), (3000, 3, 3), (3000, 0, 0)]
+)
+def test_an_order_that_would_waste_too_much_gives_way_to_fewer_objects(
+    size: int, slub_max_order: int, order: int
+) -> None:
+    assert calculate_order(size, slub_max_order) == order
+
+
+def blocks_of(machine: Machine) -> KmemCache:
+    return KmemCache("kmalloc-2048", 2048, machine.node.page_alloc)
+
+
+def asked_for(machine: Machine) -> list[tuple[int, int]]:
+    """(order, gfp_mask) of each block that is asked for from now on."""
+    asked = []
+    page_alloc = machine.node.page_alloc
+    nowait, wait = page_alloc.alloc_order_nowait, page_alloc.alloc_order
+
+    def alloc_order_nowait(order: int, gfp_mask: int, current: Task) -> list[Page] | None:
+        asked.append((order, gfp_mask))
+        return nowait(order, gfp_mask, current)
+
+    async def alloc_order(order: int, gfp_mask: int, current: Task) -> list[Page] | None:
+        asked.append((order, gfp_mask))
+        return await wait(order, gfp_mask, current)
+
+    page_alloc.alloc_order_nowait = alloc_order_nowait  # type: ignore[method-assign]
+    page_alloc.alloc_order = alloc_order  # type: ignore[method-assign]
+    return asked
+
+
+def fragment(machine: Machine) -> None:
+    """Leave every other page free, so that there is no block."""
+    machine.drain(0)
+    kept = [page for page in machine.held if page.pfn % 2]
+    machine.node.page_alloc.free_pages([page for page in machine.held if not page.pfn % 2])
+    machine.node.page_alloc.drain_all_pages()
+    machine.held = kept
+
+
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_slab_is_a_block_of_the_preferred_order_if_there_is_one(bulk: bool) -> None:
     machine = Machine()
-    cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, Blocks(machine))
-    objects = cache.alloc_bulk(40, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(40)]
-    assert [slab.objects for slab in objects] == [16] * 40
-    assert (cache.nr_slabs, machine.free, machine.node.vmstat.nr_slab_unreclaimable) == (3, 1000, 24)
+    cache = blocks_of(machine)
+    objects = cache.alloc_bulk(20, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(20)]
+    assert [slab.objects for slab in objects] == [8] * 20
+    assert (cache.nr_slabs, machine.free, machine.node.vmstat.nr_slab_unreclaimable) == (3, 1012, 12)
     cache.free_bulk(objects)
     cache.shrink()
     assert (cache.nr_slabs, machine.free, machine.node.vmstat.nr_slab_unreclaimable) == (0, 1024, 0)
@@ -281,14 +309,18 @@ def test_a_slab_is_a_block_of_the_preferred_order_if_there_is_one(bulk: bool) ->
 @pytest.mark.parametrize("bulk", [False, True])
 def test_without_such_a_block_a_slab_is_a_page(bulk: bool) -> None:
     machine = Machine()
-    blocks = Blocks(machine, easy=False)
-    cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, blocks)
+    fragment(machine)
+    asked = asked_for(machine)
+    cache = blocks_of(machine)
     objects = cache.alloc_bulk(5, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(5)]
     assert [slab.objects for slab in objects] == [2] * 5
-    assert blocks.asked == [(3, GFP_ATOMIC | GFP_NOWARN | GFP_NORETRY)] * 3
+    assert asked == [(2, GFP_ATOMIC | GFP_NOWARN | GFP_NORETRY)] * 3
+    assert machine.node.vmstat.page_allocation_failure == 0
+    assert machine.node.vmscan.pgdat.kswapd_order == 2, "kswapd is woken for it all the same"
     cache.free_bulk(objects)
     cache.shrink()
-    assert machine.free == 1024
+    machine.node.page_alloc.drain_all_pages()
+    assert machine.free == 512
 
 
 @pytest.mark.parametrize("sleeps", [False, True])
@@ -304,19 +336,19 @@ def test_without_such_a_block_a_slab_is_a_page(bulk: bool) -> None:
 def test_the_attempt_at_a_block_is_an_easy_one(rules: Rules, gfp_mask: int, easy: int, sleeps: bool) -> None:
     async def main() -> None:
         machine = Machine(switches=without(rules=rules))
-        blocks = Blocks(machine)
-        cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, blocks)
+        asked = asked_for(machine)
+        cache = blocks_of(machine)
         slab = await cache.alloc_wait(gfp_mask, PLAIN) if sleeps else cache.alloc(gfp_mask, PLAIN)
         assert slab is not None
-        assert blocks.asked == [(3, easy | GFP_NOWARN | GFP_NORETRY)]
+        assert asked == [(2, easy | GFP_NOWARN | GFP_NORETRY)]
 
     simulate(main())
 
 
 def test_an_entitled_caller_takes_a_block_out_of_the_reserve() -> None:
     machine = Machine()
-    cache = KmemCache("kmalloc-2048", 2048, machine.node.page_alloc, Blocks(machine))
+    cache = blocks_of(machine)
     machine.drain(20)
     assert take(cache, MEMALLOC).pfmemalloc
     vmstat = machine.node.vmstat
-    assert (vmstat.no_watermark_slabs, vmstat.slab_pfmemalloc_pages, machine.free) == (8, 8, 12)
+    assert (vmstat.no_watermark_slabs, vmstat.slab_pfmemalloc_pages, machine.free) == (4, 4, 16)

@@ -234,7 +234,7 @@ def test_memory_freed_while_the_reserve_is_tested_is_not_slept_through(gfp_mask:
         machine = machine_64m()
         machine.drain(100)
 
-        def kswapd_is_quick() -> bool:
+        def kswapd_is_quick(_order: int) -> bool:
             machine.give_back(60)
             machine.node.vmscan.pfmemalloc_wait.wake_all()
             return True
