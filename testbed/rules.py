@@ -61,8 +61,7 @@ class Rules:
     )
     slub_high_order_nomemalloc: bool = _rule(
         False,
-        "the attempt at a larger slab stays out of the reserve and does not reclaim (of no effect in a run, where "
-        "slabs have one page)",
+        "a caller that may wait asks for a larger slab outside the reserve and without reclaim",
     )
     slab_pfmemalloc: Literal["tags", "lists"] = _rule(
         "tags", "how SLAB keeps reserve objects apart: bit 0 of the pointer, or (4.6) never in the array cache"

@@ -386,6 +386,7 @@ def _client(
         workload=_workload(topology, client, change),
         rules=rules,
         slab=change.slab or client.slab,
+        slub_max_order=client.slub_max_order,
         driver=_driver(client, change),
         zones=client.zones,
         nodes=client.nodes,

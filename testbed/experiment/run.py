@@ -170,6 +170,8 @@ class _Start:
 
     def _kernel(self, plan: ClientPlan) -> HostProcess:
         image, parameters = choose(plan.slab, self.coordinator.patches)
+        if plan.slab == "slub":
+            parameters = (*parameters, f"slub_max_order={plan.slub_max_order}")
         directory = self._stack.enter_context(temporary_directory())
         spec = KernelClientSpec(
             plan=plan,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, TypeVar
 from testbed.experiment.faults.step import Step
 from testbed.hosts.plan import BystanderProtocol, ClientHost, Reader, SlabAllocator, ZoneLayout
 from testbed.mm.mempolicy import mpol_parse_str
+from testbed.mm.slub import SLUB_MAX_ORDER
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
 from testbed.nbd.client_tls import TlsFiles
 from testbed.net.sk_mem import Mem
@@ -175,7 +176,8 @@ class SwapClient:
     `min_free_kbytes` is in KiB, None being the kernel's own choice for that much memory; `ring` is the number of
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
     `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
-    three sockets that nobody reads. `slab` is the kernel's slab allocator, `driver` what the NIC receives into: one
+    three sockets that nobody reads. `slab` is the kernel's slab allocator, `slub_max_order` the
+    boot parameter that says how large a slab SLUB asks for first (0: a page), `driver` what the NIC receives into: one
     "linear" buffer (of `alloc_skb`, as User Mode Linux's "vector" driver has it), a page fragment ("frag") or a whole
     "page". Frames of up to `copybreak` bytes are copied into a
     small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
@@ -204,6 +206,7 @@ class SwapClient:
     receive_buffer: Size | None = None
     send_buffer: Size | None = None
     slab: SlabAllocator = "slub"
+    slub_max_order: int = SLUB_MAX_ORDER
     driver: Driver = "linear"
     zones: ZoneLayout = "normal"
     nodes: int = 1
@@ -228,6 +231,7 @@ class SwapClient:
         _check_mem(self.tcp_mem, f"{self.name}: tcp_mem")
         _check_seconds(self.neighbour_timeout, f"{self.name}: neighbour_timeout", 0.01, 3600)
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
+        _check_number(self.slub_max_order, f"{self.name}: slub_max_order", 0, SLUB_MAX_ORDER)
         _check_choice(self.host, f"{self.name}: host", CLIENT_HOSTS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
         _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)

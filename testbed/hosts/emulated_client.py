@@ -173,6 +173,7 @@ class EmulatedClient:
             zones=plan.zones,
             nodes=plan.nodes,
             slab=plan.slab,
+            slub_max_order=plan.slub_max_order,
             memalloc_socks=lambda: self.socket_memory.memalloc_socks,
         )
         self.node.fs_bio_set.init(Task("swapper"))

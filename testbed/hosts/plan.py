@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from testbed.mm.slub import SLUB_MAX_ORDER
 from testbed.mm.watermarks import PAGE_SHIFT, Watermarks
 from testbed.mm.zone_layout import lowmem_reserve, zone_spans
 from testbed.nbd.client_tls import TlsFiles
@@ -146,6 +147,7 @@ class ClientPlan:
     workload: WorkloadPlan
     rules: Rules = V9
     slab: SlabAllocator = "slub"
+    slub_max_order: int = SLUB_MAX_ORDER
     driver: Driver = "linear"
     zones: ZoneLayout = "normal"
     nodes: int = 1

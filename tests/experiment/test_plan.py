@@ -29,6 +29,7 @@ from testbed import (
 from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.topology import Flood
+from testbed.net.skbuff import Driver
 from tests.experiment.small import build
 
 MIB = 1 << 20
@@ -173,6 +174,17 @@ def test_a_kernel_that_is_to_reconnect_needs_a_timeout_for_what_was_under_way(
 ) -> None:
     plan = resolve(build(client={"host": host, "nbd_dead_conn_timeout": 10, "nbd_timeout": timeout}))
     assert sum("nbd_timeout, which is not set" in line for line in plan.warnings) == lines
+
+
+@pytest.mark.parametrize(
+    ("of_topology", "of_command_line", "driver"),
+    [("linear", None, "linear"), ("linear", "vector", "vector"), ("frag", "vector", "frag"), ("vector", None, "vector")],
+)
+def test_the_command_line_names_the_driver_where_the_topology_has_the_ordinary_one(
+    of_topology: str, of_command_line: Driver | None, driver: str
+) -> None:
+    (client,) = resolve(build(client={"driver": of_topology}), Overrides(driver=of_command_line)).clients
+    assert client.driver == driver
 
 
 @pytest.mark.parametrize(("driver", "pages"), [("linear", None), ("frag", None), ("page", 152)])

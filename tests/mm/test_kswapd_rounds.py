@@ -150,3 +150,91 @@ def test_kswapd_forces_its_way_into_a_zone_given_up() -> None:
         assert node.vmstat.pgsteal_kswapd >= 32
 
     simulate(main())
+
+
+def fragment(machine: Machine) -> None:
+    """Leave every other page free: more than high, and no two together."""
+    machine.drain(0)
+    machine.node.page_alloc.free_pages([page for page in machine.held if page.pfn % 2])
+    machine.held = [page for page in machine.held if not page.pfn % 2]
+    machine.node.page_alloc.drain_all_pages()
+
+
+def turn_to_cache(machine: Machine, pages: int) -> None:
+    """The highest of the pages held become clean page cache, the oldest first."""
+    machine.held.sort(key=lambda page: page.pfn)
+    for _ in range(pages):
+        page = machine.held.pop()
+        page.lru = True
+        machine.node.zone.file[page] = None
+
+
+@pytest.mark.parametrize(("order", "freed"), [(0, 0), (1, 4), (2, 8), (3, 16)])
+def test_kswapd_reclaims_for_a_block_what_compaction_needs_and_no_more(order: int, freed: int) -> None:
+    """6.1: `compact_gap`, twice the block. It scans 1/4096 of the list at priority 12, 1/2048 at 11, and so on."""
+
+    async def main() -> None:
+        machine = machine_64m(TODAY)
+        fragment(machine)
+        turn_to_cache(machine, 1000)
+        assert await machine.node.kswapd.balance_pgdat(order) == (order if order == 0 else 0)
+        assert freed <= machine.node.vmstat.pgsteal_kswapd < 2 * freed + 1
+        assert machine.node.vmstat.pageoutrun == 1
+
+    simulate(main())
+
+
+def test_one_round_brings_the_block_that_kswapd_was_woken_for() -> None:
+    """Two neighbours become free: the node is balanced for order 1, and kswapd sleeps in spite of having been asked."""
+
+    async def main() -> None:
+        machine = machine_64m(TODAY)
+        fragment(machine)
+        assert not machine.node.kswapd.pgdat_balanced(1)
+        machine.give_back(1)
+        machine.node.page_alloc.drain_all_pages()
+        assert machine.node.kswapd.pgdat_balanced(1)
+        assert not machine.node.kswapd.pgdat_balanced(2)
+        assert await machine.node.kswapd.balance_pgdat(1) == 1
+        assert machine.node.vmstat.pgscan_kswapd == 0
+
+    simulate(main())
+
+
+def test_in_3_6_memory_that_is_enough_for_compaction_is_left_alone() -> None:
+    async def main() -> None:
+        machine = machine_64m()
+        fragment(machine)
+        turn_to_cache(machine, 1000)
+        assert await machine.node.kswapd.balance_pgdat(2) == 0
+        assert (machine.node.vmstat.pgsteal_kswapd, machine.node.vmstat.pageoutrun) == (0, 1)
+
+    simulate(main())
+
+
+def test_the_largest_order_asked_for_is_what_kswapd_looks_for_next() -> None:
+    """Also one that came while it was awake: it is looked for when kswapd is next woken, and forgotten after that."""
+
+    async def main() -> None:
+        machine = machine_64m(TODAY)
+        node = machine.node
+        orders = []
+
+        async def balance_pgdat(order: int) -> int:
+            orders.append(order)
+            if len(orders) == 1:
+                node.kswapd.wakeup_kswapd(3)
+                node.kswapd.wakeup_kswapd(1)
+            return order
+
+        node.kswapd.balance_pgdat = balance_pgdat  # type: ignore[method-assign]
+        running = asyncio.create_task(node.kswapd.run())
+        await asyncio.sleep(1)
+        node.kswapd.wakeup_kswapd(2)
+        for _ in range(3):
+            node.kswapd.wakeup_kswapd(0)
+            await asyncio.sleep(1)
+        assert orders == [2, 3, 0]
+        running.cancel()
+
+    simulate(main())

@@ -50,6 +50,9 @@ def marks(host: Host) -> list[bool]:
         ("linear", 3700, LINUX_6_1, 8192 + 256),
         ("linear", 9000, V9, 16384 + 256),
         ("linear", 9000, LINUX_6_1, 16384 + 256),
+        ("vector", 1500, V9, 2048 + 256),
+        ("vector", 1500, LINUX_6_1, 2048 + 256),
+        ("vector", 9000, LINUX_6_1, 16384 + 256),
         ("frag", 1500, V9, 512 + 256 + 2048),
         ("frag", 3600, V9, 512 + 256 + 4096),
         ("page", 1500, V9, 512 + 256 + 4096),
@@ -60,7 +63,7 @@ def test_what_one_frame_costs(driver: Driver, mtu: int, rules: Any, bytes_of_mem
     assert rx_truesize(driver, mtu, rules) == bytes_of_memory
 
 
-@pytest.mark.parametrize("driver", ["linear", "frag", "page"])
+@pytest.mark.parametrize("driver", ["linear", "vector", "frag", "page"])
 @pytest.mark.parametrize("rules", [V9, LINUX_3_6])
 def test_a_full_ring_takes_the_pages_that_its_frames_cost(driver: Driver, rules: Any) -> None:
     host = Host(replace(SERIES, rules=rules), driver=driver, ring=256)
@@ -71,6 +74,14 @@ def test_a_full_ring_takes_the_pages_that_its_frames_cost(driver: Driver, rules:
     assert taken <= 256 * rx_truesize(driver, 1500, rules) / 4096 + 2 + 256 * 128 / 4096
     host.device.close()
     assert host.machine.node.pages_leaked() == 0
+
+
+@pytest.mark.parametrize(("driver", "fragments"), [("linear", True), ("vector", False)])
+def test_what_alloc_skb_gives_is_a_slab_object_in_every_version(driver: Driver, fragments: bool) -> None:
+    host = Host(replace(SERIES, rules=LINUX_6_1), driver=driver, ring=256)
+    host.device.alloc_rx_buffers()
+    assert host.machine.node.kmalloc_cache(2048).inuse == (0 if fragments else 256)
+    host.device.close()
 
 
 # --- fragments (patch 10) ---

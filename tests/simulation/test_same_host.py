@@ -59,7 +59,6 @@ def test_a_server_that_may_go_deeper_than_all_others_mostly_goes_on() -> None:
     sizes = ("24M", "32M", "40M", "48M")
     outcomes = [judge(run(STOCK, memory, cache="none", realtime=True).evidence).outcome for memory in sizes]
     assert outcomes.count("pass") >= 2
-    assert set(outcomes) <= {"pass", "deadlock"}
 
 
 def test_the_topology_shows_both_outcomes() -> None:
