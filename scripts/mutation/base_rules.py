@@ -11,7 +11,62 @@ SLOWPATH = "tests/mm/test_slowpath.py"
 MEMORY = "tests/test_vectors_memory.py"
 ZONES = "tests/mm/test_zones.py"
 
+ROUNDS = "tests/mm/test_kswapd_rounds.py"
+
 BASE_RULES = (
+    broken(
+        0,
+        "kswapd-order",
+        "kswapd looks for the largest block that it was woken for",
+        ("mm/kswapd.py", "pgdat.kswapd_order = max(pgdat.kswapd_order, order)\n        if", "if"),
+        ROUNDS,
+    ),
+    broken(
+        0,
+        "compact-gap",
+        "6.1: kswapd leaves a block to compaction once that has twice its pages to work with",
+        ("mm/kswapd.py", "if sc.nr_reclaimed >= 2 << sc.order:", "if False:"),
+        ROUNDS,
+    ),
+    broken(
+        0,
+        "compaction-suitable",
+        "3.6: kswapd reclaims nothing for a block where compaction has enough to work with",
+        ("mm/kswapd.py", "return 0 if suitable and", "return 0 if False and"),
+        ROUNDS,
+    ),
+    broken(
+        0,
+        "slub-min-objects",
+        "SLUB asks for slabs of eight objects, on one CPU",
+        ("mm/slub.py", "4 * (nr_cpu_ids.bit_length() + 1)", "2 * (nr_cpu_ids.bit_length() + 1)"),
+        "tests/mm/test_slub.py",
+    ),
+    broken(
+        0,
+        "slub-fallback",
+        "a slab of one page where a larger block is not to be had",
+        (
+            "mm/slub.py",
+            "        page = self.page_alloc.alloc_page_nowait(gfp_mask, current)\n",
+            "        page = None if self.order else self.page_alloc.alloc_page_nowait(gfp_mask, current)\n",
+        ),
+        "tests/mm/test_slub.py",
+    ),
+    broken(
+        0,
+        "vector-driver",
+        "what alloc_skb gives is a slab object in every version",
+        ("net/skbuff.py", 'driver != "vector" and ', ""),
+        "tests/net/test_rx_driver.py",
+    ),
+    broken(
+        0,
+        "write-cost",
+        "a reclaimer that writes gives way sooner than one that only looks",
+        ("mm/vmscan.py", "+ WRITE_COST * len(sc.writes)", ""),
+        "tests/mm/test_reclaim.py",
+    ),
     broken(
         0,
         "bio-nomemalloc",

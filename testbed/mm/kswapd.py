@@ -96,7 +96,10 @@ class Kswapd:
         await self.kswapd_wait.wait()
 
     def prepare_kswapd_sleep(self, order: int = 0) -> bool:
-        """May kswapd sleep, having been woken for 2**order pages? Not below a high watermark, nor (until 3.19) while a direct reclaimer is throttled."""
+        """May kswapd sleep, having been woken for 2**order pages?
+
+        Not below a high watermark, nor (until 3.19) while a direct reclaimer is throttled.
+        """
         pgdat = self.pgdat
         if pgdat.pfmemalloc_wait:
             pgdat.pfmemalloc_wait.wake_all()

@@ -14,7 +14,8 @@ from testbed.rules import Rules
 class Pgdat:
     """The node that `zones` belong to, lowest zone first.
 
-    `kswapd_order` is the largest order that kswapd has been woken for and has not looked at yet. `writeback` is PGDAT_WRITEBACK: kswapd has met nothing but pages under writeback since the node was balanced.
+    `kswapd_order` is the largest order that kswapd has been woken for and has not looked at yet. `writeback` is
+    PGDAT_WRITEBACK: kswapd has met nothing but pages under writeback since the node was balanced.
     """
 
     __slots__ = (

@@ -178,7 +178,12 @@ def test_a_kernel_that_is_to_reconnect_needs_a_timeout_for_what_was_under_way(
 
 @pytest.mark.parametrize(
     ("of_topology", "of_command_line", "driver"),
-    [("linear", None, "linear"), ("linear", "vector", "vector"), ("frag", "vector", "frag"), ("vector", None, "vector")],
+    [
+        ("linear", None, "linear"),
+        ("linear", "vector", "vector"),
+        ("frag", "vector", "frag"),
+        ("vector", None, "vector"),
+    ],
 )
 def test_the_command_line_names_the_driver_where_the_topology_has_the_ordinary_one(
     of_topology: str, of_command_line: Driver | None, driver: str

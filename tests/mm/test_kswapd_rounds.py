@@ -227,7 +227,7 @@ def test_the_largest_order_asked_for_is_what_kswapd_looks_for_next() -> None:
                 node.kswapd.wakeup_kswapd(1)
             return order
 
-        node.kswapd.balance_pgdat = balance_pgdat  # type: ignore[method-assign]
+        node.kswapd.balance_pgdat = balance_pgdat  # type: ignore[method-assign, assignment]
         running = asyncio.create_task(node.kswapd.run())
         await asyncio.sleep(1)
         node.kswapd.wakeup_kswapd(2)

@@ -194,7 +194,7 @@ def test_what_is_freed_does_not_stay_on_the_list_while_kswapd_is_at_work() -> No
             machine.give_back()
             return order
 
-        machine.node.kswapd.balance_pgdat = balance_pgdat  # type: ignore[method-assign]
+        machine.node.kswapd.balance_pgdat = balance_pgdat  # type: ignore[method-assign, assignment]
         running = asyncio.create_task(machine.node.kswapd.run())
         machine.drain(100)
         machine.node.kswapd.wakeup_kswapd()

@@ -363,3 +363,28 @@ def test_with_swap_full_memory_is_left_alone() -> None:
         assert machine.node.vmscan.pgdat.zone_reclaimable_pages(machine.node.zone) == 0
 
     simulate(main())
+
+
+@pytest.mark.parametrize(("young", "turns"), [(True, 1024 // 512), (False, 1024 // 64)])
+def test_a_reclaimers_turn_is_512_pages_to_look_at_or_64_to_write(young: bool, turns: int) -> None:
+    async def main() -> None:
+        machine = Machine(2048)
+        machine.node.swap_io.bio_set = UnlimitedBioSet()
+        await populate(machine, 1024)
+        for page in machine.node.zone.inactive_anon:
+            page.young = young
+        others = 0
+
+        async def somebody_else() -> None:
+            nonlocal others
+            while True:
+                await asyncio.sleep(0)
+                others += 1
+
+        other = asyncio.create_task(somebody_else())
+        await machine.node.vmscan._shrink_anon_lists(lruvec(machine), 0, 1024, scan(priority=12), 0)
+        assert machine.device.writes == (0 if young else 1024)
+        assert others == pytest.approx(turns, abs=1)
+        other.cancel()
+
+    simulate(main())

@@ -254,7 +254,8 @@ def test_the_order_grows_with_the_cpus_up_to_slub_max_order(slub_max_order: int,
 
 
 @pytest.mark.parametrize(
-    ("size", "slub_max_order", "order"), [(1500, 3, 3), (1500, 2, 2), (1500, 0, 0), (700, 0, 0), (3000, 3, 3), (3000, 0, 0)]
+    ("size", "slub_max_order", "order"),
+    [(1500, 3, 3), (1500, 2, 2), (1500, 0, 0), (700, 0, 0), (3000, 3, 3), (3000, 0, 0)],
 )
 def test_an_order_that_would_waste_too_much_gives_way_to_fewer_objects(
     size: int, slub_max_order: int, order: int
