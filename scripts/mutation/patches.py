@@ -439,7 +439,7 @@ PATCHES = (
         15,
         "wakes-kswapd",
         "whoever finds too little wakes kswapd",
-        ("mm/throttle.py", "self.page_alloc.wakeup_kswapd()", "pass"),
+        ("mm/throttle.py", "self.page_alloc.wakeup_kswapd(0)", "pass"),
         THROTTLE,
     ),
     broken(

@@ -187,7 +187,9 @@ class SimulatedEdge:
         return next(stream for stream in self._streams.values() if stream.socket is cast(object, nbd.sock))
 
     def _receive(self, group: Frames) -> None:
+        """A group arrives; what comes after the machine has stopped is lost."""
         if not self._taking:
+            self.lost += group.frames
             return
         self.received += group.frames
         if isinstance(group, Segments):
