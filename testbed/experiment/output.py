@@ -1,8 +1,8 @@
 """The directory of a run: what happened, as it happens, and the result at the end.
 
 `events.jsonl`, `counters.jsonl` and `ledger.jsonl` grow by one JSON object a line; `result.json` appears whole or not
-at all. Under sudo everything belongs to the user who called it. A run that ends with a one-line error, before it has
-a result, takes its directory away again.
+at all. `proc-HOST.txt` is what a model's /proc said at the end. Under sudo everything belongs to the user who called
+it. A run that ends with a one-line error, before it has a result, takes its directory away again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -70,6 +71,15 @@ class RunDirectory:
         """Record where frames ended."""
         self._append("ledger.jsonl", [{"host": host, **row} for row in rows])
 
+    def proc(self, host: str, files: Mapping[str, str]) -> None:
+        """Record what /proc said at the end, each file under its name, if the host has such files."""
+        if files:
+            texts = [f"==> /proc/{name} <==\n{text}" for name, text in files.items()]
+            try:
+                self.file(f"proc-{host}.txt").write_text("\n".join(texts))
+            except OSError as error:
+                raise self._unwritable(error) from None
+
     def file(self, name: str) -> Path:
         """The path for another file of this run, such as the output of a program."""
         return self.path / name
@@ -92,7 +102,8 @@ class RunDirectory:
     def discard(self) -> None:
         """Take away what this run wrote, and the directories it made."""
         self._close()
-        for file in [*(self.path / name for name in STREAMS), *self.path.glob("capture-*.pcapng")]:
+        written = (self.path.glob(pattern) for pattern in ("capture-*.pcapng", "proc-*.txt"))
+        for file in [*(self.path / name for name in STREAMS), *chain.from_iterable(written)]:
             file.unlink(missing_ok=True)
         if self._made is not None:
             shutil.rmtree(self.path, ignore_errors=True)

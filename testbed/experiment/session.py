@@ -105,6 +105,7 @@ def _session(plan: Plan, options: RunOptions, execute: Execute, view: View | Non
                 record = _broken(str(error), options)
         for client in record.evidence.clients:
             directory.ledger(client.name, (client.report or {}).get("ledger", []))
+            directory.proc(client.name, (client.report or {}).get("proc", {}))
         result = compose(plan, options, record)
         result.captures = captures(plan)
         result.directory = str(directory.path)

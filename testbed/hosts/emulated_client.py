@@ -32,6 +32,7 @@ from testbed.hosts.messages import (
 from testbed.hosts.nbd_device import NbdConfig, NbdDevice
 from testbed.hosts.nbd_sock import SwapSocket
 from testbed.hosts.plan import BystanderPlan, ClientPlan
+from testbed.hosts.proc_files import proc_files
 from testbed.hosts.reconnect import Reconnect
 from testbed.hosts.report import Ends, client_report
 from testbed.hosts.same_host import SameHostServer
@@ -63,6 +64,7 @@ from testbed.patches import Switches
 
 SAMPLE_INTERVAL = 0.1
 MKSWAP_TIMEOUT = 10.0
+SWAP_FILE = "/dev/nbd0"
 SETTLE_TIMEOUT = 5.0
 CANARY_RCVBUF = 212992
 TCP_IP_HEADERS = 52
@@ -479,6 +481,7 @@ class EmulatedClient:
     async def _stop(self) -> None:
         """End the tasks, then the kernel threads, and give every page back."""
         memory = self._gauges()
+        proc = proc_files(self.node, self.netstat, SWAP_FILE)
         self.faults.close()
         for task in self.tasks:
             task.cancel()
@@ -497,7 +500,7 @@ class EmulatedClient:
         self.device.disconnect()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.edge.detach()
-        ends = Ends(interfaces, sum(backlog.frames for backlog in self._backlogs()))
+        ends = Ends(interfaces, sum(backlog.frames for backlog in self._backlogs()), proc)
         for bystander in (self.canary, *self.bystanders):
             bystander.drain(self.netdev)
         self.netdev.close()

@@ -28,10 +28,12 @@ NBD_COUNTERS = (
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Where frames stood at the end: packets as both sides of the model count them, and frames still in a backlog."""
+    """What there was at the end: packets as both sides of the model count them, frames still in a backlog, and what
+    /proc said before the tasks were stopped."""
 
     interfaces: Mapping[str, int]
     pending: int
+    proc: Mapping[str, str]
 
 
 def client_report(
@@ -73,6 +75,7 @@ def client_report(
             counters, client.netstat, (client.device.pf_memalloc_sends, client.device.ordinary_sends)
         ),
         "ledger": client.ledger.take_rows(),
+        "proc": dict(ends.proc),
         "device": {"tx_dropped": client.edge.tx_dropped},
     }
 

@@ -57,7 +57,7 @@ def small_plan(
     )
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
-    topology.workload(client, LinearTouch(processes=8))
+    topology.workload(client, LinearTouch(processes=8, total="40M"))
     for flood in floods:
         topology.flood(noise, client, flood)
     return resolve(topology, overrides)

@@ -35,7 +35,7 @@ def test_before_4_1_build_skb_forgets_that_a_buffer_is_of_the_reserve(
     client = topology.add(SwapClient("client", memory="32M", swap=server, driver=driver, bystanders=bystanders))
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
-    topology.workload(client, LinearTouch(total="64M"))
+    topology.workload(client, LinearTouch(total="48M"))
     topology.flood(noise, client, UdpFlood(pps=40_000))
     plan = resolve(topology, Overrides(preset=preset))
     record = simulate.execute(plan, frozenset(PATCHES), 1, Limits(time=60, stall=2), Silent())

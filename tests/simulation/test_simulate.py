@@ -113,7 +113,7 @@ def test_without_the_series_buffers_too_small_to_hold_the_reserve_mostly_let_it_
     small = replace(half, bystander_buffer=16 << 10)
 
     def finished(overrides: Overrides) -> int:
-        runs = [report(run(resolve(topology, overrides), frozenset(), seed)) for seed in range(1, 5)]
+        runs = [report(run(resolve(topology, overrides), frozenset(), seed)) for seed in range(1, 4)]
         assert all(each["workload"]["corrupt"] == 0 for each in runs)
         return sum(each["workload"]["finished_tasks"] == each["workload"]["tasks"] for each in runs)
 
