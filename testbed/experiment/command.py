@@ -37,22 +37,22 @@ def run_topology(topology: Topology, argv: Sequence[str] | None = None) -> int:
 
 def execute(topology: Topology, options: RunOptions) -> int:
     """Check, run, show; returns the exit status. SIGTERM ends a run in good order, as Ctrl-C does."""
-    return _conclude(run_once, topology, options, simulated=False)
+    return _conclude(_on_sockets, topology, options, simulated=False)
 
 
 def simulate(topology: Topology, options: RunOptions) -> int:
     """`execute` on virtual time; nothing is needed for that but memory."""
-    return _conclude(simulate_once, topology, options, simulated=True)
+    return _conclude(_on_virtual_time, topology, options, simulated=True)
 
 
 def _conclude(
-    once: Callable[[Topology, RunOptions], Result], topology: Topology, options: RunOptions, *, simulated: bool
+    once: Callable[[Plan, RunOptions], Result], topology: Topology, options: RunOptions, *, simulated: bool
 ) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         plan = _plan(topology, options, simulated=simulated)
         check_acting(options.patches, acting(plan.clients, plan.schedule), options.force)
-        result = once(topology, options)
+        result = once(plan, options)
     except (CannotRun, LabError, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
@@ -65,7 +65,15 @@ def _conclude(
 
 def run_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
     """One run on real sockets. Raises CannotRun, LabError, TopologyError."""
-    plan = _plan(topology, options)
+    return _on_sockets(_plan(topology, options), options, view)
+
+
+def simulate_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
+    """One run on virtual time. Raises CannotRun, LabError, TopologyError."""
+    return _on_virtual_time(_plan(topology, options, simulated=True), options, view)
+
+
+def _on_sockets(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
     preflight.check(plan)
     leftovers.mark_children()
     from testbed.experiment.session import run
@@ -73,11 +81,10 @@ def run_once(topology: Topology, options: RunOptions, view: View | None = None) 
     return run(plan, options, view)
 
 
-def simulate_once(topology: Topology, options: RunOptions, view: View | None = None) -> Result:
-    """One run on virtual time. Raises CannotRun, LabError, TopologyError."""
+def _on_virtual_time(plan: Plan, options: RunOptions, view: View | None = None) -> Result:
     from testbed.experiment.session import simulate
 
-    return simulate(_plan(topology, options, simulated=True), options, view)
+    return simulate(plan, options, view)
 
 
 def _plan(topology: Topology, options: RunOptions, *, simulated: bool = False) -> Plan:

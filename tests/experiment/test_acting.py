@@ -15,9 +15,8 @@ from testbed.experiment.arguments import RunOptions, parse_run
 from testbed.experiment.checks import switch_took_effect
 from testbed.experiment.errors import CannotRun
 from testbed.experiment.faults.step import Step
-from testbed.experiment.plan import resolve
+from testbed.experiment.plan import Plan, resolve
 from testbed.experiment.result import Result
-from testbed.experiment.topology import Topology
 from testbed.hosts.plan import ClientPlan, WorkloadPlan
 from testbed.patches import ALWAYS_ACTING, PATCHES
 from tests.experiment import witness
@@ -96,7 +95,7 @@ def test_the_faults_of_a_schedule_from_a_file_count(
     """Two writers of min_free_kbytes that only the file has."""
     step = {"time": 1, "action": "set", "target": "client", "kind": "min_free_kbytes", "arguments": {"kbytes": 1024}}
     file = tmp_path / "writers.json"
-    monkeypatch.setattr(command, "run_once", _reached)
+    monkeypatch.setattr(command, "_on_sockets", _reached)
     for writers, said in ((1, "patch 1 acts only on"), (2, "reached")):
         file.write_text(json.dumps([step] * writers))
         options = parse_run(["--without", "1", "--schedule", str(file)], "small")
@@ -104,7 +103,7 @@ def test_the_faults_of_a_schedule_from_a_file_count(
         assert said in capsys.readouterr().err
 
 
-def _reached(_topology: Topology, _options: RunOptions) -> Result:
+def _reached(_plan: Plan, _options: RunOptions) -> Result:
     raise CannotRun("reached")
 
 

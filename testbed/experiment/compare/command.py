@@ -86,7 +86,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repetitions-if-differing",
         type=count(1),
-        default=1,
         metavar="N",
         help="where the hosts differ after --repetitions, in outcome or unexplained, go on to N runs on each host",
     )
@@ -145,7 +144,10 @@ def _grid(space: argparse.Namespace, unknown: Sequence[str], options: RunOptions
 
 
 def _who(space: argparse.Namespace) -> tuple[tuple[Host, ...], int, int, int, str | None]:
-    most = max(space.repetitions, space.repetitions_if_differing)
+    """Raises CannotRun."""
+    most = space.repetitions if space.repetitions_if_differing is None else space.repetitions_if_differing
+    if most < space.repetitions:
+        raise CannotRun(f"--repetitions-if-differing {most} is less than --repetitions {space.repetitions}")
     return space.hosts, space.repetitions, most, space.workers, space.cluster
 
 

@@ -199,6 +199,10 @@ def test_a_directory_of_another_comparison_is_left_alone(
         ([SWAP_FLOOD, "--hosts", "kernel,qemu"], "'qemu' is not one of"),
         ([SWAP_FLOOD, "--host", "kernel"], "use --hosts"),
         ([SWAP_FLOOD, "--cells", "3"], "--cells goes with --grid"),
+        (
+            [SWAP_FLOOD, "--repetitions", "2", "--repetitions-if-differing", "1"],
+            "--repetitions-if-differing 1 is less than --repetitions 2",
+        ),
         ([SWAP_FLOOD, "--nonsense"], "unrecognized arguments: --nonsense"),
         (["--grid", "--memory", "64M", "--mtu", "2000"], "the grid sets memory, mtu itself"),
         (["--grid", "--vanilla"], "it takes no --vanilla"),
