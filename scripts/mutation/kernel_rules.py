@@ -21,6 +21,7 @@ SLUB = "tests/mm/test_slub.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
 TCP = "tests/net/test_tcp_memory.py"
+PROC = "tests/hosts/test_proc_files.py"
 VECTORS = "tests/test_vectors.py"
 WATERMARKS = "tests/mm/test_watermarks.py"
 ZONES = "tests/mm/test_zones.py"
@@ -117,6 +118,7 @@ KERNEL_RULES = (
     *_stuck("max_kswapd_failures", "mm/pgdat.py", "= rules.max_kswapd_failures", ("= None", "= 16"), VECTORS),
     *_stuck("max_kswapd_failures", "mm/vmscan.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
     *_stuck("max_kswapd_failures", "mm/kswapd.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
+    *_stuck("max_kswapd_failures", "hosts/proc_files.py", "switches.rules.max_kswapd_failures is not None", OFF_ON, PROC),
     *_stuck(
         "throttle_ignores_unreclaimable",
         "mm/throttle.py",

@@ -12,6 +12,7 @@ from testbed.experiment.run import execute
 from testbed.experiment.topology import Traffic
 from testbed.hosts.messages import Event, Sample
 from testbed.patches import PATCHES
+from testbed.size import parse_size
 
 ALL_ON = frozenset(PATCHES)
 ALL_OFF: frozenset[int] = frozenset()
@@ -41,7 +42,7 @@ def small_plan(
     memory: str = "16M",
     neighbour_timeout: float | None = None,
 ) -> Plan:
-    """One client with 16 MiB of RAM and 8 tasks, a server, and a neighbour that may flood."""
+    """One client with 16 MiB of RAM, 8 tasks that touch 2.5 times that, a server, and a neighbour that may flood."""
     topology = Topology("small")
     server = topology.add(NbdServer("server", program=program))
     client = topology.add(
@@ -57,7 +58,7 @@ def small_plan(
     )
     noise = topology.add(Neighbour("noise"))
     topology.connect(server, client, noise)
-    topology.workload(client, LinearTouch(processes=8, total="40M"))
+    topology.workload(client, LinearTouch(processes=8, total=parse_size(memory) * 5 // 2))
     for flood in floods:
         topology.flood(noise, client, flood)
     return resolve(topology, overrides)
