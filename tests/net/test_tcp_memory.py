@@ -274,3 +274,15 @@ def test_the_entitled_sender_takes_a_block_out_of_the_reserve_and_the_skb_is_mar
         queue.purge()
 
     simulate(main())
+
+
+def test_until_3_7_nobody_asks_for_a_block_to_send_from() -> None:
+    async def main() -> None:
+        host = Host()
+        queue = sender(host)
+        await queue.tcp_sendmsg(16 * PAGE_SIZE, Task("nbd0"), nothing)
+        assert queue.head is not None
+        assert (queue.head.blocks, len(queue.head.pages)) == ([], 16)
+        queue.purge()
+
+    simulate(main())
