@@ -120,9 +120,7 @@ class Rules:
     build_skb_pfmemalloc: bool = _rule(
         False, "an skb built around a fragment is marked when its page is from the reserve (4.1)"
     )
-    page_frag_order: int = _rule(
-        0, "order of the blocks that fragments are cut from, tried first: of receive buffers, and of data to send (3.7)"
-    )
+    page_frag_order: int = _rule(0, "order of the pages that receive fragments are cut from, tried first")
     page_frag_recovery: bool = _rule(
         False, "a fragment page from the reserve is given back when it is used up, not recycled (5.11)"
     )

@@ -55,13 +55,6 @@ BASE_RULES = (
     ),
     broken(
         0,
-        "frag-order-sent",
-        "data to send is copied into blocks where there are any, and kswapd is woken where there are none",
-        ("net/tcp_output.py", "while order and wanted", "while False and wanted"),
-        "tests/net/test_tcp_memory.py",
-    ),
-    broken(
-        0,
         "vector-driver",
         "what alloc_skb gives is a slab object in every version",
         ("net/skbuff.py", 'driver != "vector" and ', ""),

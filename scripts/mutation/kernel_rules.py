@@ -21,7 +21,6 @@ SLUB = "tests/mm/test_slub.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
 TCP = "tests/net/test_tcp_memory.py"
-SENT = "tests/net/test_tcp_memory.py"
 PROC = "tests/hosts/test_proc_files.py"
 VECTORS = "tests/test_vectors.py"
 WATERMARKS = "tests/mm/test_watermarks.py"
@@ -153,7 +152,6 @@ KERNEL_RULES = (
     *_stuck("rx_buffer", "net/skbuff.py", 'rules.rx_buffer == "fragment"', OFF_ON, DRIVER),
     *_stuck("build_skb_pfmemalloc", "net/skbuff.py", "self.switches.rules.build_skb_pfmemalloc", OFF_ON, DRIVER),
     *_stuck("page_frag_order", "net/page_frag.py", "self.switches.rules.page_frag_order", ("0", "3"), FRAG),
-    *_stuck("page_frag_order", "net/tcp_output.py", "skb_memory.switches.rules.page_frag_order", ("0", "3"), SENT),
     *_stuck("page_frag_recovery", "net/page_frag.py", "self.switches.rules.page_frag_recovery", OFF_ON, FRAG),
     *_stuck(
         "receive_needs_memalloc_socks", "net/dev.py", "= rules.receive_needs_memalloc_socks", ("= False", "= True"), DEV

@@ -2,9 +2,6 @@
 
 `kernel_sendmsg` copies, so each page that goes out costs another page until then. Requests are made with the
 socket's sk_allocation; ACKs and other control packets with GFP_ATOMIC through sk_allocation() (patch 07).
-
-Since 3.7 data is copied into blocks of eight pages where there are any (`sk_page_frag_refill`); where there are none
-kswapd is woken.
 """
 
 from __future__ import annotations
@@ -13,9 +10,8 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import chain
 
-from testbed.mm.gfp import GFP_ATOMIC, GFP_NORETRY, GFP_NOWARN, GFP_WAIT
+from testbed.mm.gfp import GFP_ATOMIC, GFP_NOWARN
 from testbed.mm.page import Page
 from testbed.mm.sched import Task
 from testbed.mm.slab_common import Slab
@@ -36,8 +32,7 @@ STREAM_WAIT_MEMORY = 0.1
 
 @dataclass(slots=True)
 class TxSkb:
-    """An skb on the write queue: an fclone head, a small linear part, data ending at stream offset `end`, in single
-    pages and in larger blocks.
+    """An skb on the write queue: an fclone head, a small linear part, pages of data ending at stream offset `end`.
 
     `pfmemalloc` says that some of it is from the reserve; who receives it over loopback sees that.
     """
@@ -45,7 +40,6 @@ class TxSkb:
     head: Slab
     linear: Slab
     pages: list[Page]
-    blocks: list[list[Page]]
     end: int
     truesize: int = 0
     pfmemalloc: bool = False
@@ -65,7 +59,6 @@ class TcpSendQueue:
         self.linear_cache = skb_memory.node.kmalloc_cache(MAX_TCP_HEADER + 320)
         self._waits_locked = skb_memory.switches.rules.sendmsg_waits_locked
         self._frags_mark = skb_memory.switches.skb_frag_pfmemalloc
-        self._frag_order = skb_memory.switches.rules.page_frag_order
         sk.sndbuf = sndbuf
         self.write_seq = 0
         self.sk_wmem_wait = WaitQueue(self.page_alloc.run_queue)
@@ -101,7 +94,6 @@ class TcpSendQueue:
         gfp_mask = self.sk.sk_allocation
         objects: list[Slab] = []
         pages: list[Page] = []
-        blocks: list[list[Page]] = []
         try:
             for cache in (self.skb_memory.skbuff_fclone_cache, self.linear_cache):
                 taken = cache.alloc(gfp_mask | GFP_NOWARN, current)
@@ -113,11 +105,8 @@ class TcpSendQueue:
                     return False
                 objects.append(taken)
             wanted = -(-size // PAGE_SIZE)
-            blocks = self._alloc_blocks(wanted, gfp_mask, current)
-            wanted -= len(blocks) << self._frag_order
-            if wanted:
-                pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask | GFP_NOWARN, current)
-            if not pages and not blocks:
+            pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask | GFP_NOWARN, current)
+            if not pages:
                 push()
                 with self._waiting(current):
                     page = await self.page_alloc.alloc_page(gfp_mask, current)
@@ -126,31 +115,14 @@ class TcpSendQueue:
                 pages = [page, *self.page_alloc.alloc_pages_nowait(wanted - 1, gfp_mask | GFP_NOWARN, current)]
             if self.shutdown:
                 return True
-            end = self.write_seq + min(size, (len(pages) + (len(blocks) << self._frag_order)) * PAGE_SIZE)
-            self._queue_skb(TxSkb(objects[0], objects[1], pages, blocks, end))
-            objects, pages, blocks = [], [], []
+            end = self.write_seq + min(size, len(pages) * PAGE_SIZE)
+            self._queue_skb(TxSkb(objects[0], objects[1], pages, end))
+            objects, pages = [], []
             return True
         finally:
-            self._free(pages, blocks)
+            self.page_alloc.free_pages(pages)
             for taken in objects:
                 taken.cache.free(taken)
-
-    def _alloc_blocks(self, wanted: int, gfp_mask: int, current: Task) -> list[list[Page]]:
-        """`skb_page_frag_refill`: as many whole blocks for `wanted` pages as are there without reclaim."""
-        blocks: list[list[Page]] = []
-        order = self._frag_order
-        while order and wanted >= (len(blocks) + 1) << order:
-            easy = (gfp_mask | GFP_NOWARN | GFP_NORETRY) & ~GFP_WAIT
-            block = self.page_alloc.alloc_order_nowait(order, easy, current)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
-
-    def _free(self, pages: list[Page], blocks: list[list[Page]]) -> None:
-        self.page_alloc.free_pages(pages)
-        for block in blocks:
-            self.page_alloc.free_order(block)
 
     def _waiting(self, current: Task) -> AbstractContextManager[None]:
         return self.sk.locked(current) if self._waits_locked else nullcontext()
@@ -172,9 +144,8 @@ class TcpSendQueue:
         return pages * PAGE_SIZE + overhead
 
     def _queue_skb(self, skb: TxSkb) -> None:
-        skb.truesize = self._truesize(len(skb.pages) + (len(skb.blocks) << self._frag_order))
-        frags = chain(skb.pages, (block[0] for block in skb.blocks))
-        skb.pfmemalloc = skb.linear.pfmemalloc or (self._frags_mark and any(page.pfmemalloc for page in frags))
+        skb.truesize = self._truesize(len(skb.pages))
+        skb.pfmemalloc = skb.linear.pfmemalloc or (self._frags_mark and any(page.pfmemalloc for page in skb.pages))
         self.write_seq = skb.end
         self.sk.sk_wmem_queue(skb.truesize)
         self._queue.append(skb)
@@ -185,28 +156,24 @@ class TcpSendQueue:
         if not queue or queue[0].end > acked:
             return
         pages: list[Page] = []
-        blocks: list[list[Page]] = []
         while queue and queue[0].end <= acked:
-            self._unlink(queue.popleft(), pages, blocks)
+            pages += self._unlink(queue.popleft())
         if self.sk.sk_stream_is_writeable:
             self.sk_wmem_wait.wake_all()
-        self._free(pages, blocks)
+        self.page_alloc.free_pages(pages)
 
-    def _unlink(self, skb: TxSkb, pages: list[Page], blocks: list[list[Page]]) -> None:
-        """Free an skb but for its data, which is added to `pages` and `blocks`."""
+    def _unlink(self, skb: TxSkb) -> list[Page]:
         self.sk.sk_wmem_free(skb.truesize)
         skb.head.cache.free(skb.head)
         skb.linear.cache.free(skb.linear)
-        pages += skb.pages
-        blocks += skb.blocks
+        return skb.pages
 
     def purge(self) -> None:
         """The socket is closed: free everything (`tcp_write_queue_purge`)."""
         pages: list[Page] = []
-        blocks: list[list[Page]] = []
         while self._queue:
-            self._unlink(self._queue.popleft(), pages, blocks)
-        self._free(pages, blocks)
+            pages += self._unlink(self._queue.popleft())
+        self.page_alloc.free_pages(pages)
         self.sk_wmem_wait.wake_all()
 
     def shutdown_and_purge(self) -> None:

@@ -7,8 +7,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOIO, GFP_NORETRY, GFP_NOWARN, GFP_WAIT
-from testbed.mm.page import Page
+from testbed.mm.gfp import GFP_ATOMIC, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.sched import Task
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.net.dev import ETH_P_IP, Kind, RxBatch
@@ -211,78 +210,3 @@ def test_an_ack_needs_no_reserve_while_there_is_memory() -> None:
     host = Host()
     assert send_control_packets(5, None, host.skb_memory, host.socket_memory, host.softirq) == 5
     assert host.skb_memory.alloc_skb(0, GFP_ATOMIC, host.softirq) is not None
-
-
-@pytest.mark.parametrize(("pages", "blocks"), [(1, 0), (7, 0), (8, 1), (16, 2), (17, 2), (33, 4)])
-def test_data_to_send_is_copied_into_blocks_where_there_are_any(pages: int, blocks: int) -> None:
-    """33 pages are three skbs: two of 64 KiB, and one of a page."""
-
-    async def main() -> None:
-        host = Host(with_rules(page_frag_order=3))
-        asked = []
-        page_alloc = host.machine.node.page_alloc
-        alloc = page_alloc.alloc_order_nowait
-
-        def alloc_order_nowait(order: int, gfp_mask: int, current: Task) -> list[Page] | None:
-            asked.append((order, gfp_mask))
-            return alloc(order, gfp_mask, current)
-
-        page_alloc.alloc_order_nowait = alloc_order_nowait  # type: ignore[method-assign]
-        queue = sender(host)
-        await queue.tcp_sendmsg(pages * PAGE_SIZE, Task("nbd0"), nothing)
-        assert asked == [(3, (GFP_NOIO | GFP_MEMALLOC | GFP_NOWARN | GFP_NORETRY) & ~GFP_WAIT)] * blocks
-        held = host.machine.node.zone.managed - host.machine.free
-        assert pages <= held <= pages + 8
-        assert host.swap.sk.wmem_queued == pages * PAGE_SIZE + -(-pages // 16) * (512 + 512)
-        queue.tcp_clean_rtx_queue(pages * PAGE_SIZE)
-        assert (host.swap.sk.wmem_queued, host.machine.node.pages_leaked()) == (0, 0)
-
-    simulate(main())
-
-
-def test_where_there_is_no_block_kswapd_is_woken_and_single_pages_do() -> None:
-    async def main() -> None:
-        host = Host(with_rules(page_frag_order=3))
-        machine = host.machine
-        machine.drain(0)
-        machine.node.page_alloc.free_pages([page for page in machine.held if page.pfn % 2])
-        machine.held = [page for page in machine.held if not page.pfn % 2]
-        machine.node.page_alloc.drain_all_pages()
-        queue = sender(host)
-        await queue.tcp_sendmsg(16 * PAGE_SIZE, Task("nbd0"), nothing)
-        assert queue.write_seq == 16 * PAGE_SIZE
-        assert machine.node.vmscan.pgdat.kswapd_order == 3
-        assert machine.node.vmstat.kswapd_wake == 1
-        assert machine.node.vmstat.page_allocation_failure == 0
-        queue.purge()
-        machine.give_back()
-        assert machine.node.pages_leaked() == 0
-
-    simulate(main())
-
-
-def test_the_entitled_sender_takes_a_block_out_of_the_reserve_and_the_skb_is_marked() -> None:
-    async def main() -> None:
-        host = Host(with_rules(page_frag_order=3))
-        host.machine.drain(64)
-        queue = sender(host)
-        await queue.tcp_sendmsg(8 * PAGE_SIZE, Task("nbd0", pf_memalloc=True), nothing)
-        assert queue.head is not None
-        assert (len(queue.head.blocks), queue.head.pages) == (1, [])
-        assert queue.head.pfmemalloc
-        assert host.machine.node.vmstat.no_watermark_allocs >= 8
-        queue.purge()
-
-    simulate(main())
-
-
-def test_until_3_7_nobody_asks_for_a_block_to_send_from() -> None:
-    async def main() -> None:
-        host = Host()
-        queue = sender(host)
-        await queue.tcp_sendmsg(16 * PAGE_SIZE, Task("nbd0"), nothing)
-        assert queue.head is not None
-        assert (queue.head.blocks, len(queue.head.pages)) == ([], 16)
-        queue.purge()
-
-    simulate(main())
