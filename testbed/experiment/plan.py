@@ -45,10 +45,12 @@ from testbed.hosts.plan import (
     WorkloadPlan,
 )
 from testbed.mm.mempolicy import mpol_parse_str
+from testbed.mm.slub import SLUB_MAX_ORDER
 from testbed.mm.watermarks import PAGE_SIZE, compute
 from testbed.nbd.client_tls import TLS_WARNING
 from testbed.net.skbuff import Driver, rx_truesize
 from testbed.patches import DEFAULT_PRESET, PRESETS
+from testbed.rules import Rules
 from testbed.size import format_size
 
 NBD_PORT = 10809
@@ -277,6 +279,12 @@ def _mtu(client: SwapClient, change: Overrides) -> int:
     return mtu
 
 
+def _slub_max_order(client: SwapClient, rules: Rules) -> int:
+    if client.slub_max_order is not None:
+        return client.slub_max_order
+    return SLUB_MAX_ORDER if rules.slub_high_order_nomemalloc else 0
+
+
 def _driver(client: SwapClient, change: Overrides) -> Driver:
     return change.driver if change.driver and client.driver == "linear" else client.driver
 
@@ -386,7 +394,7 @@ def _client(
         workload=_workload(topology, client, change),
         rules=rules,
         slab=change.slab or client.slab,
-        slub_max_order=client.slub_max_order,
+        slub_max_order=_slub_max_order(client, rules),
         driver=_driver(client, change),
         zones=client.zones,
         nodes=client.nodes,

@@ -177,7 +177,8 @@ class SwapClient:
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
     `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
     three sockets that nobody reads. `slab` is the kernel's slab allocator, `slub_max_order` the
-    boot parameter that says how large a slab SLUB asks for first (0: a page), `driver` what the NIC receives into: one
+    boot parameter that says how large a slab SLUB asks for first (0: a page; None: 3 with the rules of 6.1, before them
+    a page, since there the attempt at a block may empty the reserve), `driver` what the NIC receives into: one
     "linear" buffer (of `alloc_skb`, as User Mode Linux's "vector" driver has it), a page fragment ("frag") or a whole
     "page". Frames of up to `copybreak` bytes are copied into a
     small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
@@ -206,7 +207,7 @@ class SwapClient:
     receive_buffer: Size | None = None
     send_buffer: Size | None = None
     slab: SlabAllocator = "slub"
-    slub_max_order: int = SLUB_MAX_ORDER
+    slub_max_order: int | None = None
     driver: Driver = "linear"
     zones: ZoneLayout = "normal"
     nodes: int = 1
@@ -231,7 +232,8 @@ class SwapClient:
         _check_mem(self.tcp_mem, f"{self.name}: tcp_mem")
         _check_seconds(self.neighbour_timeout, f"{self.name}: neighbour_timeout", 0.01, 3600)
         _check_choice(self.slab, f"{self.name}: slab", SLAB_ALLOCATORS)
-        _check_number(self.slub_max_order, f"{self.name}: slub_max_order", 0, SLUB_MAX_ORDER)
+        if self.slub_max_order is not None:
+            _check_number(self.slub_max_order, f"{self.name}: slub_max_order", 0, SLUB_MAX_ORDER)
         _check_choice(self.host, f"{self.name}: host", CLIENT_HOSTS)
         _check_choice(self.driver, f"{self.name}: driver", DRIVERS)
         _check_choice(self.zones, f"{self.name}: zones", ZONE_LAYOUTS)

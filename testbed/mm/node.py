@@ -65,7 +65,7 @@ class Node:
         zones: str = "normal",
         nodes: int = 1,
         slab: str = "slub",
-        slub_max_order: int = slub.SLUB_MAX_ORDER,
+        slub_max_order: int = 0,
         memalloc_socks: Callable[[], int] = int,
     ) -> None:
         self.switches = switches
