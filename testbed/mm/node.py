@@ -65,7 +65,7 @@ class Node:
         zones: str = "normal",
         nodes: int = 1,
         slab: str = "slub",
-        slub_max_order: int = 0,
+        slub_max_order: int = slub.SLUB_MAX_ORDER,
         memalloc_socks: Callable[[], int] = int,
     ) -> None:
         self.switches = switches
