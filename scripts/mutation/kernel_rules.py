@@ -21,6 +21,7 @@ SLUB = "tests/mm/test_slub.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 ORACLES = "tests/mm/test_oracles.py"
 TCP = "tests/net/test_tcp_memory.py"
+PLAN = "tests/experiment/test_plan.py"
 PROC = "tests/hosts/test_proc_files.py"
 VECTORS = "tests/test_vectors.py"
 WATERMARKS = "tests/mm/test_watermarks.py"
@@ -184,6 +185,7 @@ KERNEL_RULES = (
     *_stuck(
         "slub_high_order_nomemalloc", "mm/slub.py", "self._switches.rules.slub_high_order_nomemalloc", OFF_ON, SLUB
     ),
+    *_stuck("slub_high_order_nomemalloc", "experiment/plan.py", "rules.slub_high_order_nomemalloc", OFF_ON, PLAN),
     *_stuck(
         "slab_pfmemalloc",
         "mm/node.py",

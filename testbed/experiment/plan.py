@@ -279,10 +279,10 @@ def _mtu(client: SwapClient, change: Overrides) -> int:
     return mtu
 
 
-def _slub_max_order(client: SwapClient, rules: Rules) -> int:
+def _slub_max_order(client: SwapClient, host: ClientHost, rules: Rules) -> int:
     if client.slub_max_order is not None:
         return client.slub_max_order
-    return SLUB_MAX_ORDER if rules.slub_high_order_nomemalloc else 0
+    return SLUB_MAX_ORDER if host == "kernel" or rules.slub_high_order_nomemalloc else 0
 
 
 def _driver(client: SwapClient, change: Overrides) -> Driver:
@@ -365,7 +365,8 @@ def _client(
     memory = _memory(client, change)
     wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
     rules = PRESETS[change.preset].rules
-    ring_bytes = client.ring * rx_truesize(_driver(client, change), _mtu(client, change), rules)
+    driver, host = _driver(client, change), change.host or client.host
+    ring_bytes = client.ring * rx_truesize(driver, _mtu(client, change), rules)
     try:
         marks = compute(memory // PAGE_SIZE, wanted, PRESETS[change.preset].rules, client.zones, client.nodes)
     except ValueError as error:
@@ -394,8 +395,8 @@ def _client(
         workload=_workload(topology, client, change),
         rules=rules,
         slab=change.slab or client.slab,
-        slub_max_order=_slub_max_order(client, rules),
-        driver=_driver(client, change),
+        slub_max_order=_slub_max_order(client, host, rules),
+        driver=driver,
         zones=client.zones,
         nodes=client.nodes,
         copybreak=client.copybreak,
@@ -404,7 +405,7 @@ def _client(
         udp_mem=client.udp_mem,
         tcp_mem=client.tcp_mem,
         neighbour_timeout=client.neighbour_timeout,
-        host=change.host or client.host,
+        host=host,
         nbd_timeout=client.nbd_timeout,
         nbd_dead_conn_timeout=client.nbd_dead_conn_timeout,
         nbd_connections=client.nbd_connections,

@@ -177,8 +177,8 @@ class SwapClient:
     receive descriptors of its NIC; `gso` lets the NIC take segments of up to 64 KiB whole. `receive_buffer` and
     `send_buffer` limit the swap connection, in bytes (None: RAM/128, and a quarter of that). The default bystanders are
     three sockets that nobody reads. `slab` is the kernel's slab allocator, `slub_max_order` the
-    boot parameter that says how large a slab SLUB asks for first (0: a page; None: 3 with the rules of 6.1, before them
-    a page, since there the attempt at a block may empty the reserve), `driver` what the NIC receives into: one
+    boot parameter that says how large a slab SLUB asks for first (0: a page; None: 3 for a real kernel and with the
+    rules of 6.1, before those a page), `driver` what the NIC receives into: one
     "linear" buffer (of `alloc_skb`, as User Mode Linux's "vector" driver has it), a page fragment ("frag") or a whole
     "page". Frames of up to `copybreak` bytes are copied into a
     small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).

@@ -101,8 +101,7 @@ def _zone_6_1(zone: Zone) -> str:
         "cma": 0,
     }
     return (
-        f"  pages free     {zone.nr_free_pages}\n"
-        + "".join(f"        {name:<8} {number}\n" for name, number in numbers.items())
+        _pages(zone, numbers)
         + f"        protection: {_protection(zone)}\n"
         + f"      {'nr_free_pages':<12} {zone.nr_free_pages}\n"
         + _pageset(zone)
@@ -121,14 +120,18 @@ def _zone_3_6(zone: Zone) -> str:
         "present": span.pages,
     }
     return (
-        f"  pages free     {zone.nr_free_pages}\n"
-        + "".join(f"        {name:<8} {number}\n" for name, number in numbers.items())
+        _pages(zone, numbers)
         + f"    {'nr_free_pages':<12} {zone.nr_free_pages}\n"
         + f"        protection: {_protection(zone)}\n"
         + _pageset(zone)
         + f"  all_unreclaimable: {zone.all_unreclaimable:d}\n"
         + f"  start_pfn:         {span.start}\n"
     )
+
+
+def _pages(zone: Zone, numbers: Mapping[str, int]) -> str:
+    lines = [f"        {name:<8} {number}\n" for name, number in numbers.items()]
+    return f"  pages free     {zone.nr_free_pages}\n{''.join(lines)}"
 
 
 def _protection(zone: Zone) -> str:

@@ -69,8 +69,8 @@ class FreeArea:
 
     def take_block(self, order: int) -> Sequence[Page] | None:
         """2**order contiguous pages (`__rmqueue_smallest`), or None."""
-        if not any(self._blocks[order:]):
-            self._merge_loose()
+        if not self.has_block(order):
+            return None
         for current, blocks in enumerate(self._blocks[order:], order):
             if blocks:
                 pfn, _none = blocks.popitem()

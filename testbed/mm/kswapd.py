@@ -137,7 +137,7 @@ class Kswapd:
         If it was for more than a page, single pages will do from then on.
         """
         self.vmstat.pageoutrun += 1
-        sc.nr_to_reclaim, sc.nr_reclaimed = 1 << 62, 0
+        sc.nr_to_reclaim, sc.nr_reclaimed, sc.nr_scanned = 1 << 62, 0, 0
         for sc.priority in range(DEF_PRIORITY, -1, -1):
             if await self._pass(sc):
                 if any(zone.all_unreclaimable for zone in self.pgdat.zones):

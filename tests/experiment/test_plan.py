@@ -192,6 +192,22 @@ def test_the_command_line_names_the_driver_where_the_topology_has_the_ordinary_o
     assert client.driver == driver
 
 
+@pytest.mark.parametrize(
+    ("named", "preset", "host", "order"),
+    [
+        (None, "v9", "emulated", 0),
+        (None, "3.6", "emulated", 0),
+        (None, "6.1", "emulated", 3),
+        (None, "v9", "kernel", 3),
+        (2, "v9", "emulated", 2),
+        (0, "6.1", "kernel", 0),
+    ],
+)
+def test_how_large_a_slab_slub_asks_for(named: int | None, preset: str, host: str, order: int) -> None:
+    (client,) = resolve(build(client={"slub_max_order": named, "host": host}), Overrides(preset=preset)).clients
+    assert client.slub_max_order == order
+
+
 @pytest.mark.parametrize(("driver", "pages"), [("linear", None), ("frag", None), ("page", 152)])
 def test_a_driver_that_takes_more_for_a_frame_needs_a_smaller_ring(driver: str, pages: int | None) -> None:
     warnings = resolve(build(client={"driver": driver})).warnings

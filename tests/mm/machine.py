@@ -138,6 +138,13 @@ class Machine:
             assert page is not None
             self.held.append(page)
 
+    def fragment(self) -> None:
+        """Leave every other page free, no two together."""
+        self.drain(0)
+        self.node.page_alloc.free_pages([page for page in self.held if page.pfn % 2])
+        self.held = [page for page in self.held if not page.pfn % 2]
+        self.node.page_alloc.drain_all_pages()
+
     def give_back(self, count: int | None = None) -> None:
         """Free `count` of the pages held, or all."""
         count = len(self.held) if count is None else count

@@ -152,14 +152,6 @@ def test_kswapd_forces_its_way_into_a_zone_given_up() -> None:
     simulate(main())
 
 
-def fragment(machine: Machine) -> None:
-    """Leave every other page free: more than high, and no two together."""
-    machine.drain(0)
-    machine.node.page_alloc.free_pages([page for page in machine.held if page.pfn % 2])
-    machine.held = [page for page in machine.held if not page.pfn % 2]
-    machine.node.page_alloc.drain_all_pages()
-
-
 def turn_to_cache(machine: Machine, pages: int) -> None:
     """The highest of the pages held become clean page cache, the oldest first."""
     machine.held.sort(key=lambda page: page.pfn)
@@ -175,7 +167,7 @@ def test_kswapd_reclaims_for_a_block_what_compaction_needs_and_no_more(order: in
 
     async def main() -> None:
         machine = machine_64m(TODAY)
-        fragment(machine)
+        machine.fragment()
         turn_to_cache(machine, 1000)
         assert await machine.node.kswapd.balance_pgdat(order) == (order if order == 0 else 0)
         assert freed <= machine.node.vmstat.pgsteal_kswapd < 2 * freed + 1
@@ -189,7 +181,7 @@ def test_one_round_brings_the_block_that_kswapd_was_woken_for() -> None:
 
     async def main() -> None:
         machine = machine_64m(TODAY)
-        fragment(machine)
+        machine.fragment()
         assert not machine.node.kswapd.pgdat_balanced(1)
         machine.give_back(1)
         machine.node.page_alloc.drain_all_pages()
@@ -204,7 +196,7 @@ def test_one_round_brings_the_block_that_kswapd_was_woken_for() -> None:
 def test_in_3_6_memory_that_is_enough_for_compaction_is_left_alone() -> None:
     async def main() -> None:
         machine = machine_64m()
-        fragment(machine)
+        machine.fragment()
         turn_to_cache(machine, 1000)
         assert await machine.node.kswapd.balance_pgdat(2) == 0
         assert (machine.node.vmstat.pgsteal_kswapd, machine.node.vmstat.pageoutrun) == (0, 1)

@@ -286,15 +286,6 @@ def asked_for(machine: Machine) -> list[tuple[int, int]]:
     return asked
 
 
-def fragment(machine: Machine) -> None:
-    """Leave every other page free, so that there is no block."""
-    machine.drain(0)
-    kept = [page for page in machine.held if page.pfn % 2]
-    machine.node.page_alloc.free_pages([page for page in machine.held if not page.pfn % 2])
-    machine.node.page_alloc.drain_all_pages()
-    machine.held = kept
-
-
 @pytest.mark.parametrize("bulk", [False, True])
 def test_a_slab_is_a_block_of_the_preferred_order_if_there_is_one(bulk: bool) -> None:
     machine = Machine()
@@ -310,7 +301,7 @@ def test_a_slab_is_a_block_of_the_preferred_order_if_there_is_one(bulk: bool) ->
 @pytest.mark.parametrize("bulk", [False, True])
 def test_without_such_a_block_a_slab_is_a_page(bulk: bool) -> None:
     machine = Machine()
-    fragment(machine)
+    machine.fragment()
     asked = asked_for(machine)
     cache = blocks_of(machine)
     objects = cache.alloc_bulk(5, GFP_ATOMIC, PLAIN) if bulk else [take(cache, GFP_ATOMIC) for _ in range(5)]
