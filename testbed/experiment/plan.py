@@ -48,7 +48,7 @@ from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.slub import SLUB_MAX_ORDER
 from testbed.mm.watermarks import PAGE_SIZE, compute
 from testbed.nbd.client_tls import TLS_WARNING
-from testbed.net.skbuff import Driver, rx_truesize
+from testbed.net.skbuff import Driver, rx_buffer_size
 from testbed.patches import DEFAULT_PRESET, PRESETS
 from testbed.rules import Rules
 from testbed.size import format_size
@@ -366,7 +366,7 @@ def _client(
     wanted = client.min_free_kbytes if change.min_free_kbytes is None else change.min_free_kbytes
     rules = PRESETS[change.preset].rules
     driver, host = _driver(client, change), change.host or client.host
-    ring_bytes = client.ring * rx_truesize(driver, _mtu(client, change), rules)
+    ring_bytes = client.ring * rx_buffer_size(driver, _mtu(client, change), rules)
     try:
         marks = compute(memory // PAGE_SIZE, wanted, PRESETS[change.preset].rules, client.zones, client.nodes)
     except ValueError as error:
@@ -502,7 +502,7 @@ def _chain(listening: list[int], closed: Iterator[int]) -> Iterator[int]:
 
 
 def _warnings(client: ClientPlan) -> Iterator[str]:
-    ring_pages = -(-client.ring * rx_truesize(client.driver, client.interface.mtu, client.rules) // PAGE_SIZE)
+    ring_pages = -(-client.ring * rx_buffer_size(client.driver, client.interface.mtu, client.rules) // PAGE_SIZE)
     if ring_pages > client.watermarks.throttle:
         yield (
             f"{client.name}: refilling all {client.ring} ring buffers takes {ring_pages} pages, more than the "

@@ -19,6 +19,7 @@ from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.sched import Task
 from testbed.net.drop_reason import DropReason
 from testbed.net.gro import merge
+from testbed.net.rx_ring import rx_ring
 from testbed.net.sk_mem import sk_rmem_schedule_all
 from testbed.net.skbuff import SkbColumns, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
@@ -38,7 +39,6 @@ SKB_PFMEMALLOC_PROTOCOLS = frozenset({ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_802
 These hosts have handlers for exactly these; only packet sockets may be bound to others.
 """
 
-NAPI_POLL_WEIGHT = 64
 KINDS_IN_A_BYTE = 128
 """Frames of up to so many kinds, in the reserve or not, are told apart by a byte."""
 
@@ -186,8 +186,7 @@ class NetDevice:
         self.socket_memory = socket_memory
         self.netstat = netstat
         self.switches = socket_memory.switches
-        self.ring_size = ring_size
-        self.ring = skb_memory.no_rx_skbs()
+        self.ring = rx_ring(skb_memory, ring_size)
         self.copybreak = copybreak
         self.gro = gro
         self.ptype_all: list[Sock] = []
@@ -212,9 +211,9 @@ class NetDevice:
 
     def alloc_rx_buffers(self) -> None:
         """Refill empty descriptors; those that find no memory stay empty until the next poll."""
-        missing = self.ring_size - len(self.ring)
+        missing = self.ring.missing
         if missing:
-            self.ring.extend(
+            self.ring.refill(
                 self.skb_memory.alloc_rx_skbs(missing, GFP_ATOMIC, self.softirq, self.socket_memory.memalloc_socks)
             )
 
@@ -233,21 +232,19 @@ class NetDevice:
 
     def _receive_plain(self, batch: RxBatch) -> None:
         """A batch of single frames without taps: polls are settled kind by kind, where that comes to the same."""
-        position, total = 0, len(batch)
+        position, total, ring = 0, len(batch), self.ring
         while position < total:
-            if not self.ring:
+            if ring.is_short_of(1):
                 self.alloc_rx_buffers()
-            if not self.ring:
-                self._miss(batch, position, total)
-                return
-            skbs = self.ring.take(min(total - position, NAPI_POLL_WEIGHT))
-            end = position + len(skbs)
-            if not self._poll_kinds(skbs, batch, position, end):
-                for index, skb in enumerate(skbs, start=position):
-                    batch.verdicts.append(self._netif_receive_skb(skb, batch, index))
-            self.netstat.rx_packets += len(skbs)
-            self.alloc_rx_buffers()
-            position = end
+            if ready := ring.ready:
+                count = min(total - position, ready, ring.poll_weight)
+                self._receive_singles(batch, position, count)
+            else:
+                count = ring.skip(total - position)
+                self._miss(batch, position, position + count)
+            position += count
+            if ring.poll_ended(last=position == total):
+                self.alloc_rx_buffers()
 
     def _poll_kinds(self, skbs: SkbColumns, batch: RxBatch, start: int, end: int) -> bool:
         """Receive a poll's frames by kind and memory; False, with nothing done, if their order matters.
@@ -340,18 +337,19 @@ class NetDevice:
     def _receive_each(self, batch: RxBatch) -> None:
         """A batch with GSO frames or TCP data: each frame takes one descriptor for each of its segments."""
         alone = self._single_datagrams(batch)
-        position, total, budget = 0, len(batch), NAPI_POLL_WEIGHT
+        position, total, ring = 0, len(batch), self.ring
+        budget = ring.poll_weight
         while position < total:
             wanted = 1 if batch.segments is None else batch.segments[position]
-            if len(self.ring) < wanted:
+            if ring.is_short_of(wanted):
                 self.alloc_rx_buffers()
-                budget = NAPI_POLL_WEIGHT
-            if alone[position] and self.ring:
+                budget = ring.poll_weight
+            if alone[position] and ring.ready:
                 end = alone.find(0, position)
-                wanted = min((end if end >= 0 else total) - position, budget, len(self.ring))
+                wanted = min((end if end >= 0 else total) - position, budget, ring.ready)
                 self._receive_singles(batch, position, wanted)
                 position += wanted
-            elif acks := self._acks(batch, position, min(budget, len(self.ring))):
+            elif acks := self._acks(batch, position, min(budget, ring.ready)):
                 wanted = acks
                 self._receive_acks(batch, position, wanted)
                 position += wanted
@@ -361,7 +359,7 @@ class NetDevice:
             budget -= wanted
             if budget <= 0:
                 self.alloc_rx_buffers()
-                budget = NAPI_POLL_WEIGHT
+                budget = ring.poll_weight
         self.alloc_rx_buffers()
 
     def _single_datagrams(self, batch: RxBatch) -> bytes:
@@ -424,7 +422,7 @@ class NetDevice:
 
     def _receive_frame(self, batch: RxBatch, index: int, wanted: int) -> None:
         """One frame, segment by segment unless all of them are merged or queued."""
-        if self.gro and 1 < wanted <= len(self.ring):
+        if self.gro and 1 < wanted <= self.ring.ready:
             batch.verdicts.append(self._receive_merged(batch, index, wanted))
             return
         if self._tcp_v4_rcv_whole(batch, index, wanted):
@@ -445,7 +443,7 @@ class NetDevice:
         """`tcp_v4_rcv` for all segments of a frame; False, with nothing done, unless each is new and finds room."""
         kind = batch.kinds[batch.codes[index]]
         queue, ring = kind.receiver, self.ring
-        if not isinstance(queue, TcpReceiveQueue) or batch.end_seq is None or len(ring) < wanted:
+        if not isinstance(queue, TcpReceiveQueue) or batch.end_seq is None or ring.ready < wanted:
             return False
         if self._looks_at_each():
             return False
@@ -470,7 +468,8 @@ class NetDevice:
 
     def _receive_segment(self, batch: RxBatch, index: int, followers: int) -> int:
         """One segment of a frame, `followers` of which come after it."""
-        if not self.ring:
+        if not self.ring.ready:
+            self.ring.skip(1)
             self._count(RX_MISSED, batch.kinds[batch.codes[index]].name, False)
             self.netstat.rx_missed += 1
             return RX_MISSED
@@ -685,7 +684,7 @@ class NetDevice:
 
     def close(self) -> None:
         """Free the ring's buffers and what packet sockets hold."""
-        self.skb_memory.kfree_columns(self.ring.take(len(self.ring)))
+        self.ring.close()
         for sk in chain(self.ptype_all, *self.ptype_base.values()):
             self.read_datagrams(sk, len(sk.receive_queue))
         self.skb_memory.drain()

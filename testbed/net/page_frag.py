@@ -146,11 +146,26 @@ class PageFragCache(FragPages):
         return len(pages) * PAGE_SIZE // self.object_size
 
 
-class NetdevPages(FragPages):
+class WholePages(FragPages):
+    """Pages behind the linear data of an skb (`alloc_skb_with_frags`), each a fragment of its own."""
+
+    def __init__(self, page_alloc: PageAllocator) -> None:
+        super().__init__(PAGE_SIZE, page_alloc)
+
+    def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[PageFrag]:
+        """`alloc_page`, up to `count` times."""
+        taken = [PageFrag(self, [page], 0) for page in self.page_alloc.alloc_pages_nowait(count, gfp_mask, current)]
+        for frag in taken:
+            frag.users = 1
+        self.inuse += len(taken)
+        return taken
+
+
+class NetdevPages(WholePages):
     """Whole pages for the descriptors of a ring (`__netdev_alloc_page`, patch 11)."""
 
     def __init__(self, page_alloc: PageAllocator, netstat: NetStat) -> None:
-        super().__init__(PAGE_SIZE, page_alloc)
+        super().__init__(page_alloc)
         self.netstat = netstat
 
     def alloc_bulk(self, count: int, gfp_mask: int, current: Task) -> list[PageFrag]:
@@ -158,13 +173,8 @@ class NetdevPages(FragPages):
         patched, netstat = self.switches.netdev_page_pfmemalloc, self.netstat
         if patched and not gfp_mask & GFP_NOMEMALLOC:
             gfp_mask |= GFP_MEMALLOC
-        pages = self.page_alloc.alloc_pages_nowait(count, gfp_mask, current)
-        taken = []
-        for page in pages:
-            taken.append(frag := PageFrag(self, [page], 0))
-            frag.users = 1
-            netstat.netdev_page_pfmemalloc += frag.pfmemalloc
-        self.inuse += len(taken)
+        taken = super().alloc_bulk(count, gfp_mask, current)
+        netstat.netdev_page_pfmemalloc += sum([frag.pfmemalloc for frag in taken])
         failed = len(taken) < count
         netstat.alloc_rx_page_failed += failed
         netstat.netdev_page_reserve_refused += failed and not patched

@@ -5,7 +5,8 @@ what marks an skb pfmemalloc. So receive buffers turn pfmemalloc at half of min,
 
 The NIC's driver decides what a frame is received into: one linear buffer, or a small one for its headers and a
 fragment (half a page) or a page of its own for its data, which is marked by its page (patches 10 and 11). User Mode
-Linux's "vector" driver has linear buffers, too, but of `alloc_skb`, which are slab objects in every version.
+Linux's "vector" driver has linear buffers, too, but of `alloc_skb_with_frags`: slab objects in every version, and a
+page behind each that no frame reaches into. It goes when a frame comes; that it was of the reserve is remembered.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from testbed.mm.node import Node, kmalloc_size
 from testbed.mm.sched import Task
 from testbed.mm.slab_common import KmemCache, Slab
 from testbed.mm.watermarks import PAGE_SIZE
-from testbed.net.page_frag import FragPages, NetdevPages, PageFrag, PageFragCache
+from testbed.net.page_frag import FragPages, NetdevPages, PageFrag, PageFragCache, WholePages
 from testbed.net.snmp import NetStat
 from testbed.rules import Rules
 
@@ -160,11 +161,16 @@ def rx_fragment(driver: Driver, linear: int, rules: Rules) -> bool:
 
 
 def rx_truesize(driver: Driver, mtu: int, rules: Rules) -> int:
-    """What one descriptor's skb takes, bytes."""
+    """What a socket is charged for one received frame, bytes."""
     linear, frag = rx_sizes(driver, mtu)
     if not rx_fragment(driver, linear, rules):
         linear = kmalloc_size(linear)
     return SK_BUFF_SIZE + linear + frag
+
+
+def rx_buffer_size(driver: Driver, mtu: int, rules: Rules) -> int:
+    """What one descriptor's skb takes before a frame has come, bytes."""
+    return rx_truesize(driver, mtu, rules) + (PAGE_SIZE if driver == "vector" else 0)
 
 
 class SkbMemory:
@@ -179,6 +185,7 @@ class SkbMemory:
         self.node = node
         self.netstat = netstat
         self.switches = node.switches
+        self.driver = driver
         self.skbuff_head_cache = node.kmem_cache_create("skbuff_head_cache", SK_BUFF_SIZE)
         self.skbuff_fclone_cache = node.kmem_cache_create("skbuff_fclone_cache", SK_BUFF_FCLONE_SIZE)
         linear, frag = rx_sizes(driver, mtu)
@@ -187,6 +194,8 @@ class SkbMemory:
             self.frag_pages = PageFragCache(frag, node.page_alloc)
         elif driver == "page":
             self.frag_pages = NetdevPages(node.page_alloc, netstat)
+        elif driver == "vector":
+            self.frag_pages = WholePages(node.page_alloc)
         self.rx_cache: KmemCache | PageFragCache = node.kmalloc_cache(linear)
         if rx_fragment(driver, linear, self.switches.rules):
             self.rx_cache = PageFragCache(linear, node.page_alloc)
@@ -262,9 +271,12 @@ class SkbMemory:
         return heads and self.rx_cache.has_listed(count, allowed=allowed and not self.switches.skb_pfmemalloc)
 
     def _alloc_rx_chunk(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
-        if self.frag_pages is None:
+        pages = self.frag_pages
+        if pages is None:
             return self._alloc_rx_linear(count, gfp_mask, current)
-        return self._alloc_rx_frags(count, self.frag_pages, gfp_mask, current)
+        if self.driver == "vector":
+            return self._alloc_skb_with_frags(count, pages, gfp_mask, current)
+        return self._alloc_rx_frags(count, pages, gfp_mask, current)
 
     def _alloc_rx_linear(self, count: int, gfp_mask: int, current: Task) -> SkbColumns:
         heads = self.skbuff_head_cache.alloc_bulk(count, gfp_mask, current)
@@ -293,11 +305,24 @@ class SkbMemory:
         skbs = self._alloc_rx_linear(len(frags), gfp_mask, current)
         pages.free_bulk(frags[len(skbs) :])
         del frags[len(skbs) :]
+        self._attach(skbs, frags, pages)
+        return skbs
+
+    def _alloc_skb_with_frags(self, count: int, pages: FragPages, gfp_mask: int, current: Task) -> SkbColumns:
+        """`alloc_skb_with_frags`: skbs first, then a page behind each."""
+        skbs = self._alloc_rx_linear(count, gfp_mask, current)
+        frags = pages.alloc_bulk(len(skbs), gfp_mask, current)
+        whole = skbs.take(len(frags))
+        self.kfree_columns(skbs)
+        self._attach(whole, frags, pages)
+        return whole
+
+    def _attach(self, skbs: SkbColumns, frags: list[PageFrag], pages: FragPages) -> None:
+        """A fragment for each skb, which is marked if its own is in the reserve."""
         skbs.frags = frags
         reserve = bytearray([frag.pfmemalloc for frag in frags])
         if 1 in reserve and self._frags_mark(pages, reserve.count(1)):
             skbs.pfmemalloc = bytearray(map(or_, skbs.pfmemalloc, reserve))
-        return skbs
 
     def _frags_mark(self, pages: FragPages, reserve: int) -> bool:
         """Whether an skb is marked for its fragment (`skb_fill_page_desc`, patch 10; a driver's own page, patch 11)."""
@@ -306,6 +331,12 @@ class SkbMemory:
             return True
         self.netstat.skb_frag_unmarked += reserve
         return isinstance(pages, NetdevPages) and self.switches.netdev_page_pfmemalloc
+
+    def pskb_trim(self, skbs: SkbColumns) -> None:
+        """`pskb_trim` to the linear data of received frames: the pages behind it are freed, marks stay."""
+        if self.frag_pages is not None:
+            self.frag_pages.free_bulk(skbs.frags)
+            skbs.frags = []
 
     def no_rx_skbs(self) -> SkbColumns:
         """An empty list of receive skbs."""

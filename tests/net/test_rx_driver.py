@@ -11,7 +11,7 @@ from testbed.mm.gfp import GFP_ATOMIC
 from testbed.mm.slub import KmemCache
 from testbed.net.drop_reason import DropReason
 from testbed.net.page_frag import PageFrag
-from testbed.net.skbuff import Driver, rx_truesize
+from testbed.net.skbuff import Driver, rx_buffer_size, rx_truesize
 from testbed.net.sock import Sock
 from testbed.patches import Switches
 from testbed.rules import LINUX_3_6, LINUX_6_1, V9
@@ -70,8 +70,9 @@ def test_a_full_ring_takes_the_pages_that_its_frames_cost(driver: Driver, rules:
     before = host.machine.free
     host.device.alloc_rx_buffers()
     taken = before - host.machine.free
-    assert 256 * rx_truesize(driver, 1500, rules) <= taken * 4096 + 256 * 128, "but for rounding to whole pages"
-    assert taken <= 256 * rx_truesize(driver, 1500, rules) / 4096 + 2 + 256 * 128 / 4096
+    cost = 256 * rx_buffer_size(driver, 1500, rules)
+    assert cost <= taken * 4096 + 256 * 128, "but for rounding to whole pages"
+    assert taken <= cost / 4096 + 2 + 256 * 128 / 4096
     host.device.close()
     assert host.machine.node.pages_leaked() == 0
 
