@@ -6,6 +6,7 @@ from scripts.mutation.patches import broken
 
 ALLOC = "tests/mm/test_page_alloc.py"
 BIO = "tests/mm/test_bio.py"
+RX_RING = "tests/net/test_rx_ring.py"
 GFP = "tests/mm/test_gfp.py"
 SLOWPATH = "tests/mm/test_slowpath.py"
 MEMORY = "tests/test_vectors_memory.py"
@@ -59,6 +60,34 @@ BASE_RULES = (
         "what alloc_skb gives is a slab object in every version",
         ("net/skbuff.py", 'driver != "vector" and ', ""),
         "tests/net/test_rx_driver.py",
+    ),
+    broken(
+        0,
+        "vector-empty",
+        "a frame that comes to a descriptor of the vector driver whose refill failed is lost",
+        ("net/rx_ring.py", 'b"\\1" * count + bytes(self.used - count)', 'b"\\1" * self.used'),
+        RX_RING,
+    ),
+    broken(
+        0,
+        "vector-refill",
+        "the vector driver fills those descriptors only that frames have come to",
+        ("net/rx_ring.py", "        return self.used\n", "        return self.size - len(self.data)\n"),
+        RX_RING,
+    ),
+    broken(
+        0,
+        "vector-trim",
+        "the page behind a vector driver's buffer goes when a frame comes",
+        ("net/rx_ring.py", "        self.skb_memory.pskb_trim(taken)\n", ""),
+        RX_RING,
+    ),
+    broken(
+        0,
+        "vector-page-marks",
+        "the page behind a vector driver's buffer marks its skb",
+        ("net/skbuff.py", "        self._attach(whole, frags, pages)\n", "        whole.frags = frags\n"),
+        RX_RING,
     ),
     broken(
         0,
