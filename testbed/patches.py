@@ -54,7 +54,7 @@ PATCHES: dict[int, Patch] = {
         _patch(7, "net: Introduce sk_allocation() to allow addition of GFP flags depending on the individual socket"),
         _patch(8, "netvm: Allow the use of __GFP_MEMALLOC by specific sockets", 4, 7),
         _patch(9, "netvm: Allow skb allocation to use PFMEMALLOC reserves", 4, 8),
-        _patch(10, "netvm: Propagate page->pfmemalloc to skb", 2, acts_on="a driver that receives into page fragments"),
+        _patch(10, "netvm: Propagate page->pfmemalloc to skb", 2, acts_on="a driver whose buffers have page fragments"),
         _patch(
             11,
             "netvm: Propagate page->pfmemalloc from netdev_alloc_page to skb",

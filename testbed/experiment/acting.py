@@ -27,7 +27,7 @@ _NEEDS: dict[int, Callable[[ClientPlan, Schedule], bool]] = {
     1: _writers_meet,
     3: lambda client, _schedule: client.slab == "slub",
     6: lambda client, _schedule: client.nodes > 1 and client.workload.mempolicy is not None,
-    10: lambda client, _schedule: client.driver == "frag",
+    10: lambda client, _schedule: client.driver in ("frag", "vector"),
     11: lambda client, _schedule: client.driver == "page",
     13: lambda client, _schedule: client.slab == "slab",
 }

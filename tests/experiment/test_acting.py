@@ -35,6 +35,7 @@ def client_plan(**changes: Any) -> ClientPlan:
     [
         ({}, {3}),
         ({"driver": "frag"}, {3, 10}),
+        ({"driver": "vector"}, {3, 10}),
         ({"driver": "page"}, {3, 11}),
         ({"slab": "slab"}, {13}),
         ({"nodes": 2}, {3}),
