@@ -91,6 +91,20 @@ BASE_RULES = (
     ),
     broken(
         0,
+        "delack-two-segments",
+        "two full segments are acknowledged at once",
+        ("net/tcp_timer.py", "if self.unacked_bytes >= 2 * self.mss:", "if False:"),
+        "tests/net/test_tcp_timer.py",
+    ),
+    broken(
+        0,
+        "delack-retry",
+        "an acknowledgement that found no memory is tried again",
+        ("net/tcp_timer.py", "        self.expires = now + TCP_DELACK_MAX\n", "        self.expires = None\n"),
+        "tests/net/test_tcp_timer.py",
+    ),
+    broken(
+        0,
         "write-cost",
         "a reclaimer that writes gives way sooner than one that only looks",
         ("mm/vmscan.py", "+ WRITE_COST * len(sc.writes)", ""),

@@ -14,7 +14,7 @@ from dataclasses import replace
 from testbed.experiment.coordinator import Coordinator, Limits, Observer, RunRecord
 from testbed.experiment.faults.kinds import SIMULATED, layer_of
 from testbed.experiment.faults.step import Step
-from testbed.experiment.plan import FloodPlan, Plan
+from testbed.experiment.plan import FloodPlan, Plan, StreamPlan
 from testbed.experiment.preflight import real_memory
 from testbed.hosts.emulated_client import SAMPLE_INTERVAL
 from testbed.hosts.messages import SetFault
@@ -26,12 +26,13 @@ from testbed.lab.fault_relay import relay_name
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.export import Export, MemoryExport
 from testbed.simulation.client import SimulatedClient
-from testbed.simulation.edge import SimulatedEdge
+from testbed.simulation.edge import TCP_HEADERS, TRAIN, SimulatedEdge
 from testbed.simulation.fault_relay import SimulatedFaultRelay, simulated_effects
 from testbed.simulation.link import LinkSpeed, Port
-from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour, neighbour_port
+from testbed.simulation.neighbour import SimulatedCanary, SimulatedFlood, SimulatedNeighbour
 from testbed.simulation.reduced import ReducedExport
 from testbed.simulation.server import SimulatedServer
+from testbed.simulation.tcp_stream import NeighbourPort, SimulatedTcpStream
 from testbed.simulation.virtual_time import VirtualTimeLoop, finish
 
 TICK_S = 0.1
@@ -65,21 +66,15 @@ def execute(plan: Plan, patches: frozenset[int], seed: int, limits: Limits, obse
 
 
 def check(plan: Plan) -> None:
-    """Refuse what is not simulated: TCP other than the swap connection's, address resolution, most faults.
+    """Refuse what is not simulated: real kernels, captures, most faults.
 
     Raises LabError.
     """
-    if plan.streams:
-        raise LabError("the simulator has no TcpStream: run it for real")
     for step in plan.schedule:
         _check_fault(step)
     for client in plan.clients:
         if client.host != "emulated":
             raise LabError(f"a real kernel cannot be simulated: {client.name} must be emulated")
-        if any(bystander.protocol == "tcp" for bystander in client.bystanders):
-            raise LabError(f"the simulator has no TCP bystanders, which {client.name} has: run it for real")
-        if client.neighbour_timeout is not None:
-            raise LabError(f"the simulator has no neighbour_timeout, which {client.name} has: run it for real")
     if plan.captures:
         raise LabError("the simulator's frames have no bytes that could be captured: run it for real")
 
@@ -111,7 +106,7 @@ async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> 
     page_bytes = PAGE_SIZE if real_memory(plan) <= WHOLE_PAGES_UP_TO else STAMP.size
     interval = min(SLOWEST_SAMPLES_S, SAMPLE_INTERVAL * max(1.0, len(plan.clients) / CLIENTS_SAMPLED_OFTEN))
     servers = {area.client: server for each in plan.servers for server, area in _served(each, page_bytes)}
-    ports = {neighbour.name: neighbour_port(SPEED) for neighbour in plan.neighbours}
+    ports = {neighbour.name: NeighbourPort(SPEED) for neighbour in plan.neighbours}
     clients = {
         client.name: SimulatedClient(
             *(client, coordinator.patches, seed, SimulatedEdge(loop, SPEED, servers[client.name])),
@@ -135,7 +130,8 @@ async def _build(coordinator: Coordinator, seed: int, loop: VirtualTimeLoop) -> 
         for traffic in neighbour.by_start():
             source = ports[neighbour.name]
             made = [_flood(flood, clients[flood.target.host].edge, source, next(seeds)) for flood in traffic.floods]
-            coordinator.add_floods(traffic, SimulatedNeighbour(neighbour.name, made))
+            streams = [_stream(each, clients[each.target.host].edge, source) for each in traffic.streams]
+            coordinator.add_floods(traffic, SimulatedNeighbour(neighbour.name, made, streams))
 
 
 def _served(plan: ServerPlan, page_bytes: int) -> list[tuple[SimulatedServer, SwapArea]]:
@@ -157,6 +153,16 @@ async def _ready(clients: list[SimulatedClient]) -> None:
 def _canary(plan: ClientPlan, edge: SimulatedEdge, source: Port) -> SimulatedCanary:
     (kind,) = edge.kinds("udp", (plan.canary_port,), None)
     return SimulatedCanary(f"canary for {plan.name}", source, edge.port, kind)
+
+
+def _stream(plan: StreamPlan, edge: SimulatedEdge, source: NeighbourPort) -> SimulatedTcpStream:
+    mss = plan.target.mtu - TCP_HEADERS
+    return SimulatedTcpStream(
+        *(source, edge.port, plan.source.address, plan.ports),
+        bytes_per_second=plan.bytes_per_second,
+        mss=mss,
+        train=mss * TRAIN,
+    )
 
 
 def _flood(plan: FloodPlan, edge: SimulatedEdge, source: Port, seed: int) -> SimulatedFlood:

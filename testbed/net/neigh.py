@@ -1,7 +1,7 @@
 """One neighbour entry (net/core/neighbour.c): from address to MAC, by ARP, with what it keeps meanwhile.
 
-Pure: the caller says what time it is, sends what `solicit` allows, and calls `timer` when `expires` has come. For a
-host whose stack is a model too; where the stack is real, so is its neighbour table.
+Pure: the caller says what time it is, sends what `solicit` allows, and calls `timer` when `expires` has come. The
+simulator's hosts use it; where the stack is real, so is its neighbour table.
 """
 
 from __future__ import annotations

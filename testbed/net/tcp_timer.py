@@ -51,26 +51,41 @@ class RetransmitTimer:
 
 @dataclass(slots=True)
 class DelayedAckTimer:
-    """The delayed acknowledgement: every second segment at once, else after `ato` seconds.
+    """The delayed acknowledgement: at once for two full segments, `mss` bytes each, else after `ato` seconds.
 
-    An acknowledgement that finds no memory is tried again when the timer has run `TCP_DELACK_MAX`.
+    `ato` follows the intervals in which data comes (`tcp_event_data_recv`). An acknowledgement that finds no memory is
+    tried again after `TCP_DELACK_MAX`.
     """
 
+    mss: int
     ato: float = TCP_ATO_MIN
     expires: float | None = None
-    unacked_segments: int = 0
+    unacked_bytes: int = 0
+    last_received: float | None = None
 
-    def data_received(self, now: float) -> bool:
-        """`__tcp_ack_snd_check`: True if a segment is to be acknowledged at once."""
-        self.unacked_segments += 1
-        if self.unacked_segments > 1:
+    def data_received(self, fresh: int, now: float) -> bool:
+        """`__tcp_ack_snd_check` after `fresh` bytes: True if they are to be acknowledged at once."""
+        self._measure(now)
+        self.unacked_bytes += fresh
+        if self.unacked_bytes >= 2 * self.mss:
             return True
-        self.expires = now + min(self.ato, TCP_DELACK_MAX)
+        if self.unacked_bytes and self.expires is None:
+            self.expires = now + min(self.ato, TCP_DELACK_MAX)
         return False
+
+    def _measure(self, now: float) -> None:
+        since = None if self.last_received is None else now - self.last_received
+        self.last_received = now
+        if since is None:
+            return
+        if since <= TCP_ATO_MIN / 2:
+            self.ato = self.ato / 2 + TCP_ATO_MIN / 2
+        elif since < self.ato:
+            self.ato = self.ato / 2 + since
 
     def ack_sent(self) -> None:
         """An acknowledgement is out, by itself or with data."""
-        self.unacked_segments = 0
+        self.unacked_bytes = 0
         self.expires = None
 
     def tcp_send_ack_failed(self, now: float) -> None:
@@ -80,4 +95,5 @@ class DelayedAckTimer:
 
     def expired(self, rto: float) -> None:
         """`tcp_delack_timer` has run and is about to send: the next wait is twice as long, `rto` at most."""
+        self.expires = None
         self.ato = min(self.ato * 2, rto)

@@ -16,10 +16,9 @@ import numpy as np
 
 from testbed.hosts.bystander import UdpSocket
 from testbed.hosts.classifier import IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP, stack_name
-from testbed.hosts.control_packets import REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, ControlPackets
+from testbed.hosts.control_packets import ARP_REQUEST, OTHER, REPLY, SWAP_CONTROL, SWAP_RETRANSMIT, ControlPackets
 from testbed.hosts.emulated_client import EmulatedClient
 from testbed.hosts.nbd_sock import SwapSocket
-from testbed.lab.errors import LabError
 from testbed.mm.bio import UnlimitedBioSet
 from testbed.mm.watermarks import PAGE_SIZE
 from testbed.nbd.client import NbdClient
@@ -27,11 +26,13 @@ from testbed.nbd.client_handshake import ClientHandshake, ExportInformation
 from testbed.net.dev import DELIVERED, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, HeldFrame, Kind, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.sock import Sock
+from testbed.simulation.arp import ARP, ServerNeighbour, arp_frame
 from testbed.simulation.datagrams import Datagrams, DatagramSocket
+from testbed.simulation.handshake import Opening, SimulatedListener
 from testbed.simulation.link import Frames, LinkSpeed, Port
 from testbed.simulation.nbd_client import SimulatedNbdClient
 from testbed.simulation.reduced import ReducedNbdClient
-from testbed.simulation.segments import Segments
+from testbed.simulation.segments import Connection, Segments
 from testbed.simulation.server import SimulatedServer
 from testbed.simulation.stream_socket import StreamSocket
 from testbed.simulation.virtual_time import VirtualTimeLoop
@@ -41,7 +42,7 @@ TRAIN = 44
 TCP_HEADERS = 20 + 20 + 12
 """Of IPv4 and of TCP with timestamps, bytes."""
 SETTLE_S = 0.05
-ANSWERED = frozenset({stack_name(ETH_P_ARP, 0), stack_name(ETH_P_IP, IPPROTO_ICMP), stack_name(ETH_P_IP, IPPROTO_TCP)})
+ANSWERED = frozenset({ARP.name, stack_name(ETH_P_IP, IPPROTO_ICMP), stack_name(ETH_P_IP, IPPROTO_TCP)})
 """What the stack itself answers one for one: ARP requests, echo requests, connection requests to a closed port."""
 
 
@@ -51,11 +52,16 @@ CLOSED = Kind(ETH_P_IP, None, stack_name(ETH_P_IP, IPPROTO_TCP))
 
 @dataclass(slots=True)
 class SimulatedStream:
-    """A swap connection: TCP's end of it, whose its segments are, and whether the queue knows the stream's offsets."""
+    """A connection: TCP's end of it, whose its segments are, and whether the queue knows the stream's offsets.
+
+    `swap` says whether it is one of the swap area's; the others are `accepted` once their SYN has got through.
+    """
 
     socket: StreamSocket
     kind: Kind
+    swap: bool = True
     offsets_known: bool = False
+    accepted: bool = False
 
 
 class SimulatedEdge:
@@ -66,15 +72,21 @@ class SimulatedEdge:
         self._loopback = Port(speed, self._receive_loopback)
         self.received = 0
         self.lost = 0
-        self.tx_dropped = 0
         self._loop = loop
         self._server = server
         self._sockets: dict[int, DatagramSocket] = {}
         self._by_kind: dict[str, DatagramSocket] = {}
-        self._streams: dict[int, SimulatedStream] = {}
+        self._listeners: dict[int, SimulatedListener] = {}
+        self._streams: dict[Connection, SimulatedStream] = {}
+        self._neighbour: ServerNeighbour | None = None
         self._taking = False
         self._handed_on = 0
         self._stack_frames = 0
+
+    @property
+    def tx_dropped(self) -> int:
+        """Frames that the host's own side dropped: what waited in vain for the server's address."""
+        return 0 if self._neighbour is None else self._neighbour.discarded
 
     def udp_socket(self, address: str, port: int, rcvbuf: int) -> UdpSocket:
         """A simulated UDP socket; it has room for everything."""
@@ -82,8 +94,9 @@ class SimulatedEdge:
         return cast(UdpSocket, made)
 
     def tcp_listener(self, address: str, port: int, rcvbuf: int) -> socket.socket:
-        """Only the swap connection's TCP is simulated. Raises LabError."""
-        raise LabError("the simulator has no TCP bystanders")
+        """A simulated listening socket; the model alone limits what its connections take."""
+        made = self._listeners[port] = SimulatedListener(self._loop)
+        return cast(socket.socket, made)
 
     def attach(self, client: EmulatedClient) -> None:
         """Let frames into the model.
@@ -95,6 +108,8 @@ class SimulatedEdge:
         client.node.swap_io.bio_set = UnlimitedBioSet()
         self._control = ControlPackets(client.netdev, client.ledger)
         client.netdev.pass_on = self._pass_on
+        if client.plan.neighbour_timeout is not None:
+            self._neighbour = ServerNeighbour(client.plan.neighbour_timeout, self._put_on_wire, self._ask)
         self._by_kind = {bystander.sk.name: self._sockets[bystander.port] for bystander in client.sockets}
         self._taking = True
 
@@ -167,9 +182,20 @@ class SimulatedEdge:
     def _may_send(self, kind: int, count: int) -> bool:
         return self._taking and self._control.has_memory(kind, count)
 
-    def _transmit(self, group: Frames) -> None:
+    def _transmit(self, group: Segments) -> None:
+        if self._neighbour is None:
+            self._put_on_wire(group)
+        else:
+            self._neighbour.send(group)
+
+    def _put_on_wire(self, group: Frames) -> None:
         self._client.netstat.tx_packets += group.frames
         self.port.up.send(group)
+
+    def _ask(self) -> None:
+        """Send an ARP request for the server's address, if there is memory for it."""
+        if self._may_send(ARP_REQUEST, 1):
+            self._put_on_wire(arp_frame(self.port, self._server.port))
 
     def swapon(self, nbd: NbdClient, swap_socket: SwapSocket) -> None:
         """Tell the receive queue how far the stream has come."""
@@ -194,6 +220,8 @@ class SimulatedEdge:
         self.received += group.frames
         if isinstance(group, Segments):
             self._segments(group)
+        elif isinstance(group, Opening):
+            self._opening(group)
         elif isinstance(group, Datagrams):
             self._datagrams(group)
 
@@ -205,6 +233,50 @@ class SimulatedEdge:
             stream.socket.received(group, [(group.seq, group.data)] if group.data else [], group.frames)
             if stream.offsets_known:
                 self._client.device.tcp_ack()
+
+    def _opening(self, syn: Opening) -> None:
+        """A SYN from somebody else: with it the model's connection begins, and the reader's once it has got through."""
+        stream = self._streams.get(syn.connection) or self._begin(syn)
+        batch = RxBatch.of_kinds(np.zeros(1, np.intp), [CLOSED if stream is None else stream.kind])
+        batch.end_seq = [0]
+        self._client.netdev.receive(batch)
+        for held in batch.held.values():
+            held.data = partial(self._accept, syn, stream)
+        self._accept(syn, stream, [batch.verdicts[0] == DELIVERED])
+
+    def _begin(self, syn: Opening) -> SimulatedStream | None:
+        """The connection that a SYN asks for; None if nobody listens."""
+        for listener in self._client.listeners:
+            if listener.port == syn.port:
+                break
+        else:
+            return None
+        address, port = syn.peer
+        queue = listener.connection_request((int.from_bytes(socket.inet_aton(address), "big"), port))
+        mss = self._client.plan.interface.mtu - TCP_HEADERS
+        tcp = StreamSocket(
+            *(self._loop, self._put_on_wire, syn.source, syn.connection),
+            mss=mss,
+            train=mss * TRAIN,
+            window=partial(_window, queue.sk),
+            may_acknowledge=partial(self._may_send, OTHER),
+            may_retransmit=partial(self._may_send, OTHER),
+        )
+        stream = SimulatedStream(tcp, Kind(ETH_P_IP, queue, listener.name), swap=False, offsets_known=True)
+        self._streams[syn.connection] = stream
+        return stream
+
+    def _accept(self, syn: Opening, stream: SimulatedStream | None, kept: list[bool]) -> None:
+        """If the SYN has got through: let the reader have the connection, and answer as far as there is memory."""
+        self._handed_on += sum(kept)
+        self._stack_frames += sum(kept)
+        if stream is None or not any(kept):
+            return
+        if not stream.accepted:
+            stream.accepted = True
+            self._listeners[syn.port].put(stream.socket, syn.peer)
+        if self._may_send(OTHER, 1):
+            self._put_on_wire(syn.answer(stream.socket.receiver.advertise()))
 
     def _segments(self, group: Segments) -> None:
         stream = self._streams.get(group.connection)
@@ -237,7 +309,12 @@ class SimulatedEdge:
         acknowledged_as = 1 if self._client.plan.gso else delivered
         if not group.data and delivered < group.copies:
             group = group.first(delivered)
+        unacknowledged = stream.socket.sender.snd_una
         stream.socket.received(group, runs, acknowledged_as)
+        if not stream.swap:
+            return
+        if self._neighbour is not None and stream.socket.sender.snd_una > unacknowledged:
+            self._neighbour.confirm()
         if stream.offsets_known:
             self._client.device.tcp_ack()
 
@@ -270,9 +347,11 @@ class SimulatedEdge:
     def _answer(self, kind: Kind, count: int, group: Datagrams) -> None:
         """The stack itself takes frames, and answers those that ask for it."""
         self._stack_frames += count
-        if kind.name in ANSWERED and self._control.has_memory(REPLY, count):
+        if self._neighbour is not None and kind == ARP and group.source is self._server.port:
+            self._neighbour.answered()
+        elif kind.name in ANSWERED and self._control.has_memory(REPLY, count):
             answers = Datagrams(self.port, group.source, group.frame_size, np.zeros(count, np.intp), ())
-            self._transmit(answers)
+            self._put_on_wire(answers)
 
     async def drain(self) -> None:
         """Wait for the frames that are on their way."""
@@ -291,6 +370,8 @@ class SimulatedEdge:
     def detach(self) -> None:
         """Take no more frames."""
         self._taking = False
+        if self._neighbour is not None:
+            self._neighbour.close()
 
 
 def _window(sk: Sock) -> int:

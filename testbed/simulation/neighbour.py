@@ -1,4 +1,4 @@
-"""A simulated host that makes noise: floods whose frames come at random at a given mean rate, and canaries."""
+"""A simulated host that makes noise: floods whose frames come at random at a given mean rate, TCP, and canaries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from testbed.hosts.messages import Command, Event, Message, Sample, SendCanary, StartFlood, StopFlood
 from testbed.net.dev import Kind
 from testbed.simulation.datagrams import Datagrams
-from testbed.simulation.link import Frames, LinkSpeed, Port
+from testbed.simulation.link import Port
+from testbed.simulation.tcp_stream import SimulatedTcpStream
 
 TICK_S = 0.002
 FRAMES_PER_TICK = 4
@@ -19,15 +20,6 @@ FRAMES_PER_TICK = 4
 DRAWN_AT_ONCE = 1024
 CANARY_FRAME = 64 + 42
 """Bytes of payload and headers."""
-
-
-def neighbour_port(speed: LinkSpeed) -> Port:
-    """The port of a host that only sends; what comes back to it is of no interest."""
-    return Port(speed, _ignore)
-
-
-def _ignore(group: Frames) -> None:
-    return
 
 
 class SimulatedFlood:
@@ -67,11 +59,15 @@ class SimulatedFlood:
 
 
 class SimulatedNeighbour:
-    """The floods of one host that start together, under command of the runner."""
+    """The floods and TCP streams of one host that start together, under command of the runner."""
 
-    def __init__(self, name: str, floods: Sequence[SimulatedFlood]) -> None:
+    def __init__(
+        self, name: str, floods: Sequence[SimulatedFlood], streams: Sequence[SimulatedTcpStream] = ()
+    ) -> None:
         self.name = name
         self._floods = floods
+        self._streams = streams
+        self._traffic: tuple[SimulatedFlood | SimulatedTcpStream, ...] = (*floods, *streams)
         self._said: list[Message] = []
         self._started: float | None = None
         self._loop = asyncio.get_running_loop()
@@ -80,12 +76,12 @@ class SimulatedNeighbour:
         """Obey the runner."""
         if isinstance(command, StartFlood) and self._started is None:
             self._started = self._loop.time()
-            for flood in self._floods:
-                flood.start()
+            for each in self._traffic:
+                each.start()
             self._say("flood_started", {})
         elif isinstance(command, StopFlood):
-            for flood in self._floods:
-                flood.stop()
+            for each in self._traffic:
+                each.stop()
             self._say("flood_stopped", self._report())
         return True
 
@@ -104,7 +100,8 @@ class SimulatedNeighbour:
             {"sent": flood.sent, "lost": 0, "pps": flood.sent / elapsed if elapsed else 0.0} for flood in self._floods
         ]
         sent = sum(flood.sent for flood in self._floods)
-        return {"sent": sent, "lost": 0, "pps": sum(flood["pps"] for flood in each), "each": each, "streams": []}
+        streams = [stream.report() for stream in self._streams]
+        return {"sent": sent, "lost": 0, "pps": sum(flood["pps"] for flood in each), "each": each, "streams": streams}
 
     def _say(self, name: str, fields: dict[str, Any]) -> None:
         self._said.append(Event(self.name, self._loop.time(), name, fields))

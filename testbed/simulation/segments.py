@@ -15,6 +15,10 @@ HEADERS = 14 + 20 + 32
 """Ethernet, IPv4, and TCP with timestamps, bytes."""
 
 
+Connection = int | tuple[str, int, int]
+"""What both ends know a connection by: its number at the server, or who connects (address and port) to which port."""
+
+
 @dataclass(frozen=True, slots=True)
 class Segments:
     """`data` from stream offset `seq` on, `mss` bytes to a segment; without data, `copies` acknowledgements.
@@ -24,7 +28,7 @@ class Segments:
     """
 
     destination: Port
-    connection: int
+    connection: Connection
     seq: int
     data: bytes
     mss: int

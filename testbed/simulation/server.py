@@ -16,6 +16,8 @@ from testbed.nbd.export import Export
 from testbed.nbd.replies import simple_reply
 from testbed.nbd.server_protocol import Event as Request
 from testbed.nbd.server_protocol import Read, Refused, ServerProtocol, Write
+from testbed.simulation.arp import arp_frame
+from testbed.simulation.datagrams import Datagrams
 from testbed.simulation.link import Frames, LinkSpeed, Port
 from testbed.simulation.segments import Segments
 from testbed.simulation.stream_socket import StreamSocket
@@ -25,7 +27,7 @@ Storage = Callable[[SwapArea], Export]
 
 
 class SimulatedServer:
-    """Serves the areas of its plan; segments for it come in through its `port`."""
+    """Serves the areas of its plan; segments for it, and requests for its address, come in through its `port`."""
 
     def __init__(self, plan: ServerPlan, speed: LinkSpeed, storage: Storage) -> None:
         self.name = plan.name
@@ -44,7 +46,11 @@ class SimulatedServer:
         return number
 
     def _receive(self, group: Frames) -> None:
+        if isinstance(group, Datagrams):
+            self.port.up.send(arp_frame(self.port, group.source))
+            return
         assert isinstance(group, Segments)
+        assert isinstance(group.connection, int)
         runs = [(group.seq, group.data)] if group.data else []
         self.connections[group.connection].socket.received(group, runs, group.frames)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from testbed.simulation.link import Port
-from testbed.simulation.segments import Segments
+from testbed.simulation.segments import Connection, Segments
 from testbed.simulation.tcp_receiver import TcpReceiver
 from testbed.simulation.tcp_sender import TcpSender
 from testbed.simulation.virtual_time import SimulatedFile, VirtualTimeLoop
@@ -21,7 +21,7 @@ class StreamSocket(SimulatedFile):
     """A connected socket.
 
     Args:
-        send: puts segments on the wire, for the far port, where the connection has a number.
+        send: puts segments on the wire, for the far port, where the connection is known by the same name.
         mss, train: bytes of data in a segment, and in as many as are sent together.
         first_window: what the peer lets be sent before it has said anything, bytes.
         window: how many more bytes there is room for, now.
@@ -34,7 +34,7 @@ class StreamSocket(SimulatedFile):
         loop: VirtualTimeLoop,
         send: Callable[[Segments], None],
         far: Port,
-        connection: int,
+        connection: Connection,
         *,
         mss: int,
         train: int,
@@ -51,7 +51,7 @@ class StreamSocket(SimulatedFile):
         self._sent_to = 0
         self._closed = False
         self.sender = TcpSender(self._transmit, mss, train, first_window)
-        self.receiver = TcpReceiver(window or self._room, self._acknowledge, mss)
+        self.receiver = TcpReceiver(window or self._room, self._acknowledge, lambda: self.sender.rto, mss)
 
     def _room(self) -> int:
         return WINDOW - len(self.receiver.readable)
@@ -126,6 +126,14 @@ class StreamSocket(SimulatedFile):
         if self.receiver.readable:
             self.notify()
         return (count,)
+
+    def recv(self, size: int) -> bytes:
+        """Read up to `size` bytes. Raises BlockingIOError when there is nothing."""
+        buffer = memoryview(bytearray(min(size, len(self.receiver.readable))))
+        return bytes(buffer[: self.recvmsg_into([buffer])[0]])
+
+    def setsockopt(self, *_option: object) -> None:
+        """There is nothing to be set: it has no linger, and its buffers are the model's."""
 
     def close(self) -> None:
         """Forget the connection at once, as SO_LINGER 0 does; the peer hears nothing more."""

@@ -6,24 +6,26 @@ import asyncio
 from bisect import insort
 from collections.abc import Callable, Sequence
 
-TCP_DELACK_MIN = 0.04
-TCP_DELACK_MAX = 0.2
+from testbed.net.tcp_timer import DelayedAckTimer
 
 
 class TcpReceiver:
     """Collects a stream. `window` says how many more bytes there is room for; `send_ack(copies)` tries to acknowledge,
-    and returns False when it could not.
+    and returns False when it could not; `rto` is the connection's retransmission timeout now, seconds.
     """
 
-    def __init__(self, window: Callable[[], int], send_ack: Callable[[int], bool], mss: int) -> None:
+    def __init__(
+        self, window: Callable[[], int], send_ack: Callable[[int], bool], rto: Callable[[], float], mss: int
+    ) -> None:
         self.rcv_nxt = 0
         self.readable = bytearray()
         self.window_edge = 0
         self._window = window
         self._send_ack = send_ack
+        self._rto = rto
         self._mss = mss
         self._out_of_order: list[tuple[int, bytes]] = []
-        self._ack_due = 0
+        self._delayed = DelayedAckTimer(mss)
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -57,11 +59,10 @@ class TcpReceiver:
             self._take(start, data[: max(0, edge - start)])
         disorder |= bool(self._out_of_order) or any(start < before for start, _ in runs)
         fresh = self.rcv_nxt - before
-        self._ack_due += fresh
-        if disorder or self._ack_due >= 2 * self._mss:
+        if self._delayed.data_received(fresh, self._loop.time()) or disorder:
             self._acknowledge(segments if disorder else (segments + 1) // 2)
-        elif self._ack_due and self._timer is None:
-            self._timer = self._loop.call_later(TCP_DELACK_MIN, self._late)
+        else:
+            self._arm()
         return fresh > 0
 
     def _take(self, start: int, data: bytes) -> None:
@@ -84,15 +85,22 @@ class TcpReceiver:
         if self._send_ack(max(1, copies)):
             self.acknowledged()
         elif self._timer is None:
-            self._timer = self._loop.call_later(TCP_DELACK_MAX, self._late)
+            self._delayed.tcp_send_ack_failed(self._loop.time())
+            self._arm()
+
+    def _arm(self) -> None:
+        """Have the timer run when an acknowledgement is due."""
+        if self._timer is None and self._delayed.expires is not None:
+            self._timer = self._loop.call_at(self._delayed.expires, self._late)
 
     def _late(self) -> None:
         self._timer = None
+        self._delayed.expired(self._rto())
         self._acknowledge(1)
 
     def acknowledged(self) -> None:
         """An acknowledgement has gone out, by itself or with data."""
-        self._ack_due = 0
+        self._delayed.ack_sent()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

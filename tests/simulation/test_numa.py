@@ -39,7 +39,7 @@ def plan(mempolicy: str | None) -> Plan:
 
 def counters(mempolicy: str | None, patches: frozenset[int]) -> tuple[int, int]:
     """How often the reserve was looked for near the CPU whatever the policy, and how often where the policy says."""
-    record = simulate.execute(plan(mempolicy), patches, SEED, Limits(time=60, stall=4), Silent())
+    record = simulate.execute(plan(mempolicy), patches, SEED, Limits(time=2, stall=4), Silent())
     report = record.evidence.clients[0].report
     assert report is not None
     row = report["witnesses"].get("6", {"opportunity": 0, "witness": 0})
