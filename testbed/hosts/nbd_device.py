@@ -106,7 +106,8 @@ class NbdDevice:
         self._conn_wait = WaitQueue()
         self._disconnected = False
         self._timer: asyncio.TimerHandle | None = None
-        self._handle = 0
+        self.handle = 0
+        """Of the request sent last."""
         self._waiting_since: float | None = None
 
     def swapon(self, swap_io: SwapIO, socket_memory: SocketMemory) -> None:
@@ -208,11 +209,11 @@ class NbdDevice:
         else:
             self.ordinary_sends += 1
             sk_allocation = GFP_NOIO
-        self._handle += 1
+        self.handle += 1
         if self._timer is None and self._request_timeout is not None:
             self._start_timer(request.sent_at + self._request_timeout)
         try:
-            await nsock.send(self._handle, request, thread, sk_allocation)
+            await nsock.send(self.handle, request, thread, sk_allocation)
         except (NbdError, BrokenPipeError) as error:
             self.nbd_mark_nsock_dead(nsock, str(error))
         finally:

@@ -2,14 +2,15 @@
 
 Each model function that the kernel traces is wrapped on the object, so that a client that is not traced pays nothing
 and the models know nothing of it. Text goes to an `Ftrace`; what lasts, and what is counted, also to a `Timeline`.
-Names and fields are those of 3.6, but for mm_vmscan_throttled and nbd's; page allocation and freeing are in the text
-only.
+Names and fields are those of 3.6, but for mm_vmscan_throttled and nbd's, which are later; page allocation and freeing
+are in the text only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Tracepoints:
         self._ftrace = ftrace
         self._timeline = timeline
         self._clock = clock
+        self._handles: dict[int, int] = {}
+        """nbd's handles of the requests under way, by their identities."""
 
     @classmethod
     @contextmanager
@@ -256,27 +259,41 @@ class Tracepoints:
     # --- drivers/block/nbd.c, net/core/skbuff.c ---
 
     def _attach_nbd(self, device: NbdDevice) -> None:
-        _wrap(device, "_sock_xmit", self._sock_xmit)
+        _wrap(device, "_sock_xmit", partial(self._sock_xmit, device))
         _wrap(device, "_complete", self._nbd_reply)
 
-    def _sock_xmit(self, call: Callable[[Channel, NbdSock], Awaitable[None]]) -> Callable[[Channel, NbdSock], Any]:
+    def _nbd(self, task: str, name: str, handle: int) -> None:
+        """One of nbd's (5.3): a request is known by its handle, which stands for its address, too."""
+        device = "nbd0:" if name == "nbd_send_request" else "nbd transport event:"
+        text = f"{device} request {handle:016x}"
+        if name != "nbd_send_request":
+            text += f", handle 0x{handle:016x}"
+        self._ftrace.event(self._clock(), task, False, name, text)
+
+    def _sock_xmit(
+        self, device: NbdDevice, call: Callable[[Channel, NbdSock], Awaitable[None]]
+    ) -> Callable[[Channel, NbdSock], Any]:
         async def traced(channel: Channel, nsock: NbdSock) -> None:
             request = channel.hctx.requests[0]
-            fields = _described(request)
-            self._say("nbd0", "nbd_send_request", **fields)
-            self._timeline.begin(self._clock(), "nbd0", "sock_xmit", fields)
+            handle = self._handles[id(request)] = device.handle + 1
+            self._nbd("nbd0", "nbd_send_request", handle)
+            self._timeline.begin(self._clock(), "nbd0", "sock_xmit", _described(request))
             try:
                 await call(channel, nsock)
             finally:
                 self._timeline.end(self._clock(), "nbd0", {})
-            self._say("nbd0", "nbd_payload_sent" if request.write else "nbd_header_sent", **fields)
+            if not nsock.dead:
+                self._nbd("nbd0", "nbd_header_sent", handle)
+                self._nbd("nbd0", "nbd_payload_sent", handle)
 
         return traced
 
     def _nbd_reply(self, call: Callable[[Request, int], None]) -> Callable[[Request, int], None]:
         def traced(request: Request, error: int) -> None:
-            name = "nbd_header_received" if request.write else "nbd_payload_received"
-            self._mark("nbd-client", name, **_described(request), error=error)
+            handle = self._handles.pop(id(request))
+            self._nbd("nbd-client", "nbd_header_received", handle)
+            self._nbd("nbd-client", "nbd_payload_received", handle)
+            self._timeline.instant(self._clock(), "nbd-client", "nbd_reply", _described(request) | {"error": error})
             call(request, error)
 
         return traced

@@ -101,7 +101,13 @@ def test_the_text_tells_what_the_counters_tell(traced: tuple[Result, Path]) -> N
     assert names["mm_vmscan_wakeup_kswapd"] == counters["kswapd_wake"] > 0
     assert names["mm_vmscan_kswapd_wake"] > 0
     assert 0 < names["mm_vmscan_kswapd_sleep"] <= names["mm_vmscan_kswapd_wake"] + 1
-    assert names["nbd_send_request"] == names["nbd_header_received"] + names["nbd_payload_received"] > 0
+    sent = [fields for _, _, name, fields in seen if name == "nbd_send_request"]
+    assert len(set(sent)) == len(sent) > 0
+    assert all(re.fullmatch(r"nbd0: request [0-9a-f]{16}", fields) for fields in sent)
+    for name in ("nbd_header_sent", "nbd_payload_sent", "nbd_header_received", "nbd_payload_received"):
+        told = [fields for _, _, other, fields in seen if other == name]
+        assert all(re.fullmatch(r"nbd transport event: request ([0-9a-f]{16}), handle 0x\1", each) for each in told)
+        assert len(set(told)) == len(told) == len(sent)
     dropped = Counter[str]()
     for _, _, name, fields in seen:
         if name == "kfree_skb":
