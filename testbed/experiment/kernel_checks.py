@@ -12,6 +12,7 @@ from typing import Any
 from testbed.experiment.checks import CheckFunction, Finding, progress, switch_took_effect
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence, number, section
 
+TOO_FEW = "fewer than the {} of a receive buffer"
 NO_PART = "the driver does not take part: it takes no receive memory from the reserve"
 
 
@@ -44,7 +45,14 @@ def progress_or_hang(client: ClientEvidence, run: RunEvidence) -> Finding:
         return ok, text
     silent = max(hang["silent_s"], hang["vmstat_silent_s"])
     heard = f"; its counters were last heard of {silent:.1f} s before the end" if silent > 1 else ""
-    return ok, f"{text}; {hang['activity']}{heard}"
+    return ok, f"{text}; {hang['activity']}{heard}{_too_small(hang)}"
+
+
+def _too_small(hang: Mapping[str, Any]) -> str:
+    largest, wanted = hang.get("largest_free_block"), hang.get("receive_buffer_pages", 0)
+    if largest is None or largest >= wanted:
+        return ""
+    return f"; its largest free block has {largest} pages, {TOO_FEW.format(wanted)}"
 
 
 def conservation(client: ClientEvidence, _: RunEvidence) -> Finding:

@@ -26,7 +26,7 @@ from testbed.experiment.compare.agreement import (
     repeatability,
     share,
 )
-from testbed.experiment.compare.explanations import drops_by_chance, explain, few_moments
+from testbed.experiment.compare.explanations import blocks_too_small, drops_by_chance, explain, few_moments
 from testbed.experiment.compare.runs import HOSTS, Cell, Host, Run
 from testbed.experiment.result import Outcome
 
@@ -157,12 +157,16 @@ class Comparison(msgspec.Struct, kw_only=True):
             ours, theirs = cell.outcomes[host], cell.outcomes[self.reference]
             if outcomes_agree(ours, theirs) is False:
                 of_both = [run for run in runs if run.host in (host, self.reference) and run.outcome != "error"]
-                why = drops_by_chance(of_both)
+                why = drops_by_chance(of_both) or blocks_too_small(of_both)
                 yield Disagreement(cell.name, "outcome", host, in_words(ours), in_words(theirs), why)
             elif "deadlock" not in commonest(theirs):
                 yield from self._counters_out_of_bounds(cell, host, runs)
 
     def _counters_out_of_bounds(self, cell: CellResult, host: Host, runs: Sequence[Run]) -> Iterator[Disagreement]:
+        medians = {
+            each: {name: measured[each].median for name, measured in cell.counters.items()}
+            for each in (host, self.reference)
+        }
         for counter, measured in cell.counters.items():
             found, reference = measured[host], measured[self.reference]
             if in_bounds(counter, found.ratio):
@@ -172,7 +176,7 @@ class Comparison(msgspec.Struct, kw_only=True):
             why = why or few_moments(
                 found.ratio, *(_moments(counter, each, runs) for each in (host, self.reference))
             )
-            why = why or explain(counter, host, self.reference, cell.arguments, less=less)
+            why = why or explain(counter, host, self.reference, cell.arguments, medians, less=less)
             yield Disagreement(cell.name, counter, host, spelled(found), spelled(reference), why)
 
 

@@ -31,6 +31,9 @@ from testbed.hosts.plan import ClientPlan
 from testbed.lab.errors import LabError
 from testbed.lab.link import interface_statistics
 from testbed.lab.namespace import NetworkNamespace
+from testbed.mm.node import kmalloc_size
+from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.skbuff import rx_sizes
 
 WIRE = "wire0"
 SAMPLE_INTERVAL = 0.1
@@ -229,13 +232,17 @@ class KernelClient:
     def _look_at_hang(self) -> dict[str, Any]:
         """What can be seen of a guest whose workload did not end: the memory that its console still tells of."""
         now = time.monotonic()
+        memory = ask(self.guest.uml.management, "sysrq m", MCONSOLE_S)
+        buffer_size = kmalloc_size(rx_sizes("vector", self.plan.interface.mtu)[0])
         return {
             "activity": self.pulse.activity(),
             "cpu_share": round(self.pulse.cpu_share(), 3),
             "still_s": round(now - (self.pulse.moved or now), 3),
             "silent_s": round(self.guest.silent_s(SAMPLER, now), 3),
             "vmstat_silent_s": round(self.guest.silent_s(SAMPLER_OF_MEMORY, now), 3),
-            "memory": ask(self.guest.uml.management, "sysrq m", MCONSOLE_S),
+            "memory": memory,
+            "largest_free_block": proc_text.largest_free_block(memory or ""),
+            "receive_buffer_pages": max(1, buffer_size // PAGE_SIZE),
         }
 
     def _end_in_order(self) -> str | None:

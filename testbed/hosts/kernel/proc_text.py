@@ -16,6 +16,7 @@ _DEV_COLUMNS = (
     *("rx_bytes", "rx_packets", "rx_errs", "rx_drop", "rx_fifo", "rx_frame", "rx_compressed", "rx_multicast"),
     *("tx_bytes", "tx_packets", "tx_errs", "tx_drop", "tx_fifo", "tx_colls", "tx_carrier", "tx_compressed"),
 )
+_FREE_BLOCKS = re.compile(r"\b(\d+)\*(\d+)kB\b")
 _NUMBER = re.compile(r"-?\d+")
 
 
@@ -121,3 +122,11 @@ def switches(text: str) -> dict[str, Switch]:
     """/proc/testbed of a built kernel, by name."""
     rows = (line.split() for line in text.splitlines())
     return {row[0]: Switch(row[1] not in ("0", "N"), int(row[2])) for row in rows if len(row) == 3 and row[2].isdigit()}
+
+
+def largest_free_block(memory: str) -> int | None:
+    """The pages of the largest free block that the kernel's memory dump (`show_free_areas`) tells of; None if it does
+    not.
+    """
+    blocks = [(int(size), int(count)) for count, size in _FREE_BLOCKS.findall(memory)]
+    return max((size // PAGE_KB for size, count in blocks if count), default=0) if blocks else None

@@ -20,7 +20,7 @@ from testbed.experiment.compare.agreement import (
     self_agreement,
 )
 from testbed.experiment.compare.comparison import Comparison, reference_of
-from testbed.experiment.compare.explanations import KNOWN, Known, drops_by_chance, explain
+from testbed.experiment.compare.explanations import KNOWN, Known, blocks_too_small, drops_by_chance, explain
 from testbed.experiment.compare.runs import HOSTS, Host, Run
 from testbed.experiment.result import Outcome
 from tests.experiment.compare.planted import cell, runs
@@ -163,21 +163,42 @@ def test_what_is_missing_is_not_complete() -> None:
 
 
 def test_a_known_difference_explains_where_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = Known("allocstall", "emulated", "kernel", True, lambda given: given["name"] == "cell", "it is known")
-    assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, less=True, known=[known]) == "it is known"
-    assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, less=False, known=[known]) is None
+    known = Known("allocstall", "emulated", "kernel", True, lambda given, *_: given["name"] == "cell", "it is known")
+    assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, {}, less=True, known=[known]) == "it is known"
+    assert explain("allocstall", "emulated", "kernel", {"name": "cell"}, {}, less=False, known=[known]) is None
     others: list[tuple[str, Host, str]] = [
         ("pswpin", "emulated", "cell"),
         ("allocstall", "simulated", "cell"),
         ("allocstall", "emulated", "x"),
     ]
     for what, host, name in others:
-        assert explain(what, host, "kernel", {"name": name}, less=True, known=[known]) is None
+        assert explain(what, host, "kernel", {"name": name}, {}, less=True, known=[known]) is None
     monkeypatch.setattr(module, "explain", partial(explain, known=[known]))
     found = compared(runs("emulated", "p", allocstall=[1]), runs("kernel", "p"))
     assert [each.explanation for each in found.disagreements] == ["it is known"]
     found = compared(runs("emulated", "p", allocstall=[70]), runs("kernel", "p"))
     assert [each.explanation for each in found.disagreements] == [None]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "less", "explained"),
+    [
+        ({"pgscan_direct": 100_000}, {"pgscan_direct": 4_000_000}, True, True),
+        ({"pgscan_direct": 100_000}, {"pgscan_direct": 900_000}, True, False),
+        ({"pgscan_direct": 0}, {"pgscan_direct": 900_000}, True, False),
+        ({"pgscan_direct": 100_000}, {"pgscan_direct": 4_000_000}, False, False),
+        ({}, {}, True, False),
+        ({"pgsteal_kswapd": 60, "pgsteal_direct": 40}, {"pgsteal_kswapd": 900, "pgsteal_direct": 100}, False, True),
+        ({"pgsteal_kswapd": 60, "pgsteal_direct": 40}, {"pgsteal_kswapd": 50, "pgsteal_direct": 50}, False, False),
+        ({"pgsteal_kswapd": 60, "pgsteal_direct": 40}, {"pgsteal_kswapd": 0, "pgsteal_direct": 0}, False, False),
+        ({}, {}, False, False),
+    ],
+)
+def test_why_stalls_differ_has_to_show_in_what_else_was_counted(
+    ours: dict[str, float], theirs: dict[str, float], less: bool, explained: bool
+) -> None:
+    medians: dict[Host, dict[str, float]] = {"emulated": ours, "kernel": theirs}
+    assert (explain("allocstall", "emulated", "kernel", {}, medians, less=less) is not None) == explained
 
 
 def test_known_differences_are_about_what_can_differ() -> None:
@@ -207,6 +228,30 @@ def test_a_flood_that_hardly_reached_the_reserve_explains_that_nothing_was_dropp
     assert (differs.explanation is not None) == explained
     assert (drops_by_chance([ours, *theirs]) is not None) == explained
     assert found.outcome_agreement == 0.0, "explained or not, it is a disagreement"
+
+
+BLOCK = "deadlock: nothing moved; its largest free block has 2 pages, fewer than the 4 of a receive buffer"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "evidence", "explained"),
+    [
+        ("p", "d", BLOCK, True),
+        ("p", "ddp", BLOCK, True),
+        ("p", "d", "deadlock: nothing moved; its kernel sleeps", False),
+        ("f", "d", BLOCK, False),
+        ("d", "p", BLOCK, False),
+    ],
+)
+def test_a_kernel_that_hung_for_want_of_a_block_explains_that_the_model_came_through(
+    ours: str, theirs: str, evidence: str, explained: bool
+) -> None:
+    """Only if it says so itself, of every run that hung."""
+    made = [
+        msgspec.structs.replace(run, evidence=evidence) if run.outcome == "deadlock" else run
+        for run in (*runs("emulated", ours), *runs("kernel", theirs))
+    ]
+    assert (blocks_too_small(made) is not None) == explained
 
 
 def test_hosts_that_complete_may_differ_in_what_else_they_found() -> None:

@@ -86,3 +86,16 @@ def test_this_machines_own_files_can_be_read(name: str) -> None:
 def test_pairs_come_back(counters: dict[str, int]) -> None:
     text = "".join(f"{name} {value}\n" for name, value in counters.items())
     assert proc_text.pairs(text + "not a counter\n") == counters
+
+
+@pytest.mark.parametrize(
+    ("line", "largest"),
+    [
+        ("Normal: 39*4kB (UME) 63*8kB (U) 0*16kB 0*32kB 0*4096kB = 660kB", 2),
+        ("Normal: 1*4kB (U) 0*8kB 0*16kB 1*32kB (M) 0*64kB = 36kB\nHighMem: 0*4kB 3*64kB (M) = 192kB", 16),
+        ("Normal: 0*4kB 0*8kB = 0kB", 0),
+        ("Mem-Info:\n free:165 free_pcp:25\n Normal free:660kB min:1448kB", None),
+    ],
+)
+def test_the_largest_free_block_of_a_memory_dump(line: str, largest: int | None) -> None:
+    assert proc_text.largest_free_block(f"[   29.55] Mem-Info:\n{line}\n6125 total pagecache pages\n") == largest
