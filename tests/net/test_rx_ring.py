@@ -140,23 +140,25 @@ def test_the_page_behind_goes_when_a_frame_comes(frames: int) -> None:
     assert not any(skb.frags for skb in host.udp.receive_queue)
 
 
-def test_a_page_in_the_reserve_marks_what_has_its_data_elsewhere() -> None:
-    host = vector_host()
+def short_of_pages(switches: Any = SERIES) -> Host:
+    """A host whose slabs have room for a whole vector, so that only the pages behind it come from the reserve."""
+    host = vector_host(switches)
     host.socket_memory.sk_set_memalloc(host.swap.sk)
     spare = host.skb_memory.alloc_rx_skbs(SIZE, GFP_ATOMIC, host.softirq, 0)
     host.skb_memory.kfree_columns(spare)
     host.machine.drain(96)
+    return host
+
+
+def test_a_page_in_the_reserve_marks_what_has_its_data_elsewhere() -> None:
+    host = short_of_pages()
     assert host.receive(host.udp, SIZE) == [PFMEMALLOC] * SIZE
     assert host.netstat.skb_frag_pfmemalloc >= SIZE
     assert not any(slab.page.pfmemalloc for slab in host.device.ring.data)
 
 
 def test_without_patch_10_that_page_marks_nothing() -> None:
-    host = vector_host(without(skb_frag_pfmemalloc=False))
-    host.socket_memory.sk_set_memalloc(host.swap.sk)
-    spare = host.skb_memory.alloc_rx_skbs(SIZE, GFP_ATOMIC, host.softirq, 0)
-    host.skb_memory.kfree_columns(spare)
-    host.machine.drain(96)
+    host = short_of_pages(without(skb_frag_pfmemalloc=False))
     assert host.receive(host.udp, SIZE) == [DELIVERED] * SIZE
     assert host.netstat.skb_frag_unmarked >= SIZE
 
