@@ -21,7 +21,7 @@ from testbed.experiment.plan import Overrides, Plan, resolve
 from testbed.experiment.result import decode
 from testbed.experiment.verdict import judge
 from testbed.hosts.server_program import OWN_PIDS
-from tests.integration.small_run import ALL_OFF, ALL_ON, mounts, network_namespaces, run_plan, small_plan
+from tests.integration.small_run import ALL_OFF, mounts, network_namespaces, run_plan, small_plan
 from tests.integration.test_no_trace import assert_nothing_left, children, made_by
 from tests.lab.helpers import eventually
 
@@ -69,27 +69,6 @@ def test_a_kernel_and_a_model_share_a_topology() -> None:
     checks = {check.name: check for check in judge(record.evidence).checks}
     for name in ("canary before", "progress", "integrity", "conservation", "canary after"):
         assert checks[name].ok, checks[name].evidence
-
-
-@pytest.mark.kernel_image("slub")
-def test_under_flood_the_series_completes() -> None:
-    """One run in twenty may not, on a kernel this small: two in a row are a failure."""
-    record = run_plan(flood_plan(), ALL_ON)
-    if workload_of(record)["finished_tasks"] != 8:
-        record = run_plan(flood_plan(), ALL_ON)
-    workload = workload_of(record)
-    assert workload["finished_tasks"] == 8
-    assert workload["corrupt"] == 0
-    checks = {check.name: check for check in judge(record.evidence).checks}
-    for name in ("swap is spared", "integrity", "conservation", "the switch took effect"):
-        assert checks[name].ok, checks[name].evidence
-
-
-def workload_of(record: RunRecord) -> dict[str, int]:
-    """What the one client's report says of its workload."""
-    report = record.evidence.clients[0].report
-    assert report is not None
-    return dict(report["workload"])
 
 
 @pytest.mark.kernel_image("slub")
