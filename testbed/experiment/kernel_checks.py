@@ -12,7 +12,8 @@ from typing import Any
 from testbed.experiment.checks import CheckFunction, Finding, progress, switch_took_effect
 from testbed.experiment.evidence import ClientEvidence, Missing, RunEvidence, number, section
 
-TOO_FEW = "fewer than the {} of a receive buffer"
+LARGEST_BLOCK = "its largest free block has"
+"""Said of a kernel that hung for want of a block as large as a receive buffer."""
 NO_PART = "the driver does not take part: it takes no receive memory from the reserve"
 
 
@@ -52,7 +53,7 @@ def _too_small(hang: Mapping[str, Any]) -> str:
     largest, wanted = hang.get("largest_free_block"), hang.get("receive_buffer_pages", 0)
     if largest is None or largest >= wanted:
         return ""
-    return f"; its largest free block has {largest} pages, {TOO_FEW.format(wanted)}"
+    return f"; {LARGEST_BLOCK} {largest} pages, fewer than the {wanted} of a receive buffer"
 
 
 def conservation(client: ClientEvidence, _: RunEvidence) -> Finding:

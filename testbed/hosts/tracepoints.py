@@ -263,11 +263,8 @@ class Tracepoints:
         _wrap(device, "_complete", self._nbd_reply)
 
     def _nbd(self, task: str, name: str, handle: int) -> None:
-        """One of nbd's (5.3): a request is known by its handle, which stands for its address, too."""
-        device = "nbd0:" if name == "nbd_send_request" else "nbd transport event:"
-        text = f"{device} request {handle:016x}"
-        if name != "nbd_send_request":
-            text += f", handle 0x{handle:016x}"
+        """A transport event (5.3): a request is known by its handle, which stands for its address, too."""
+        text = f"nbd transport event: request {handle:016x}, handle 0x{handle:016x}"
         self._ftrace.event(self._clock(), task, False, name, text)
 
     def _sock_xmit(
@@ -276,7 +273,7 @@ class Tracepoints:
         async def traced(channel: Channel, nsock: NbdSock) -> None:
             request = channel.hctx.requests[0]
             handle = self._handles[id(request)] = device.handle + 1
-            self._nbd("nbd0", "nbd_send_request", handle)
+            self._ftrace.event(self._clock(), "nbd0", False, "nbd_send_request", f"nbd0: request {handle:016x}")
             self._timeline.begin(self._clock(), "nbd0", "sock_xmit", _described(request))
             try:
                 await call(channel, nsock)

@@ -10,8 +10,9 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from testbed.lab.errors import lab_error
 
@@ -33,6 +34,35 @@ class StreamProfile:
     bytes_per_second: int
 
 
+class Pacing:
+    """Lets `bytes_per_second` through, in chunks; those who send take turns."""
+
+    def __init__(self, bytes_per_second: int) -> None:
+        self._rate = bytes_per_second
+        self._credit = 0.0
+        self._last: float | None = None
+        self._turn = 0
+
+    def restart(self) -> None:
+        """Nothing is due for the time until the next step."""
+        self._last = None
+
+    def step(self, now: float, senders: Sequence[Callable[[], int]]) -> float:
+        """Have `senders` send what is due at `now`, each a chunk at a time, until none takes any more; in how many
+        seconds the next chunk is due. A sender returns how many bytes were taken.
+        """
+        elapsed = 0.0 if self._last is None else now - self._last
+        self._last = now
+        self._credit = min(self._credit + elapsed * self._rate, max(CATCH_UP_S * self._rate, len(CHUNK)))
+        idle = 0
+        while self._credit >= len(CHUNK) and idle < len(senders):
+            taken = senders[self._turn]()
+            self._turn = (self._turn + 1) % len(senders)
+            self._credit -= taken
+            idle = 0 if taken else idle + 1
+        return (len(CHUNK) - self._credit) / self._rate
+
+
 class Stream:
     """The connections of one `StreamProfile`, opened by `start`. `sent` counts bytes the sockets have taken."""
 
@@ -40,13 +70,11 @@ class Stream:
         self.profile = profile
         self.sent = 0
         self._sockets: list[socket.socket] = []
-        self._credit = 0.0
-        self._last: float | None = None
-        self._turn = 0
+        self._pacing = Pacing(profile.bytes_per_second)
 
     def start(self) -> None:
         """Open the connections that are not open yet. Raises LabError for an address that cannot be reached at all."""
-        self._last = None
+        self._pacing.restart()
         if self._sockets:
             return
         for port in self.profile.ports:
@@ -59,17 +87,7 @@ class Stream:
 
     def step(self, now: float) -> float:
         """Send what is due at `now` (CLOCK_MONOTONIC seconds); when to come back."""
-        rate = self.profile.bytes_per_second
-        elapsed = 0.0 if self._last is None else now - self._last
-        self._last = now
-        self._credit = min(self._credit + elapsed * rate, max(CATCH_UP_S * rate, len(CHUNK)))
-        idle = 0
-        while self._credit >= len(CHUNK) and idle < len(self._sockets):
-            taken = self._send(self._sockets[self._turn])
-            self._turn = (self._turn + 1) % len(self._sockets)
-            self._credit -= taken
-            idle = 0 if taken else idle + 1
-        return now + max(TICK_S, (len(CHUNK) - self._credit) / rate)
+        return now + max(TICK_S, self._pacing.step(now, [partial(self._send, each) for each in self._sockets]))
 
     def _send(self, connection: socket.socket) -> int:
         """One chunk's worth; 0 when the connection takes nothing now, is not there yet, or has ended."""

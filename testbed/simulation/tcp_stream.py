@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
-from testbed.lab.stream import CATCH_UP_S, CHUNK
+from testbed.lab.stream import CHUNK, Pacing
 from testbed.simulation.handshake import Opening, Peer
 from testbed.simulation.link import Frames, LinkSpeed, Port
 from testbed.simulation.segments import Connection, Segments
@@ -103,10 +104,9 @@ class SimulatedTcpStream:
     ) -> None:
         self.sent = 0
         self._source, self._target, self._address, self._ports = source, target, address, ports
-        self._rate, self._mss, self._train = bytes_per_second, mss, train
+        self._mss, self._train = mss, train
+        self._pacing = Pacing(bytes_per_second)
         self._connections: list[OutgoingConnection] = []
-        self._credit = 0.0
-        self._turn = 0
         self._timer: asyncio.TimerHandle | None = None
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
@@ -119,7 +119,7 @@ class SimulatedTcpStream:
             self._connections.append(
                 OutgoingConnection(self._loop, self._source, self._target, peer, port, self._mss, self._train)
             )
-        self._last = self._loop.time()
+        self._pacing.step(self._loop.time(), ())
         self._timer = self._loop.call_later(TICK_S, self._step)
 
     def stop(self) -> None:
@@ -129,18 +129,13 @@ class SimulatedTcpStream:
             self._timer = None
 
     def _step(self) -> None:
-        now = self._loop.time()
-        self._credit += (now - self._last) * self._rate
-        self._credit = min(self._credit, max(CATCH_UP_S * self._rate, len(CHUNK)))
-        self._last = now
-        idle = 0
-        while self._credit >= len(CHUNK) and idle < len(self._connections):
-            taken = self._connections[self._turn].send(CHUNK)
-            self._turn = (self._turn + 1) % len(self._connections)
-            self._credit -= taken
-            self.sent += taken
-            idle = 0 if taken else idle + 1
-        self._timer = self._loop.call_later(max(TICK_S, (len(CHUNK) - self._credit) / self._rate), self._step)
+        pause = self._pacing.step(self._loop.time(), [partial(self._send, each) for each in self._connections])
+        self._timer = self._loop.call_later(max(TICK_S, pause), self._step)
+
+    def _send(self, connection: OutgoingConnection) -> int:
+        taken = connection.send(CHUNK)
+        self.sent += taken
+        return taken
 
     def report(self) -> dict[str, int]:
         """`sent` bytes, `segments` with those sent again, and `retransmits`, which are only these."""

@@ -5,24 +5,20 @@ Each was found in measurements; what is not here is not understood, and is repor
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from testbed.experiment.compare.moments import by_chance
 from testbed.experiment.compare.runs import Host, Run
-from testbed.experiment.kernel_checks import TOO_FEW
+from testbed.experiment.kernel_checks import LARGEST_BLOCK
 
 BLOCKS = (
     "the kernel hung for want of a block: what it had free was in blocks smaller than a receive buffer, since pages of "
     "its own, page tables and slabs among them, lie in between; the model has fewer of these, so that its blocks last"
 )
-_TOO_FEW = re.compile(re.escape(TOO_FEW).replace(re.escape("{}"), r"\d+"))
 FEW = 0.01
 """So small a share of a flood's frames comes to sit in the reserve, or does not, by chance."""
-
-
 MANY_TIMES = 10
 Medians = Mapping[str, float]
 """The medians of one host's counters, by name."""
@@ -137,7 +133,7 @@ def blocks_too_small(runs: Sequence[Run]) -> str | None:
     None unless each of its runs that hung says so, and nothing but these differs from what the model did.
     """
     hung = [run for run in runs if run.outcome == "deadlock"]
-    if not hung or any(run.host != "kernel" or _TOO_FEW.search(run.evidence) is None for run in hung):
+    if not hung or any(run.host != "kernel" or LARGEST_BLOCK not in run.evidence for run in hung):
         return None
     if any(run.outcome != "pass" for run in runs if run not in hung):
         return None
