@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Topology,
         TopologyError,
         UdpFlood,
+        VirtualMachine,
         VlanUdpFlood,
     )
 
@@ -36,6 +37,7 @@ __all__ = [
     "Topology",
     "TopologyError",
     "UdpFlood",
+    "VirtualMachine",
     "VlanUdpFlood",
 ]
 

@@ -9,7 +9,7 @@ import pytest
 from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_MEMALLOC, GFP_NOIO
 from testbed.mm.memory import Vma
 from testbed.mm.sched import Task
-from testbed.net.dev import ETH_P_8021AD, ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_IPX
+from testbed.net.dev import ETH_P_8021AD, ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, ETH_P_IPX, Kind
 from testbed.net.drop_reason import DropReason
 from testbed.net.page_frag import PageFrag, PageFragCache
 from testbed.net.sk_mem import Proto, tcp_mem, udp_mem
@@ -152,11 +152,11 @@ def test_pf_memalloc_is_after_a_packet_what_it_was_before(preset: str, before: b
     host.device.softirq.pf_memalloc = before
     seen: list[bool] = []
 
-    def looks(_skb: SkBuff) -> bool:
+    def looks(_skb: SkBuff, _kind: Kind) -> None:
         seen.append(host.device.softirq.pf_memalloc)
-        return False
 
     host.device.rx_handler = looks
+    host.device.copybreak = 1  # so that each frame is received by itself
     host.device.ring.pfmemalloc[1] = 0
     host.receive(host.swap, 2, end_seq=[100, 200])
     assert seen == [True, before]

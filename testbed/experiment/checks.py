@@ -212,6 +212,7 @@ def conservation(client: ClientEvidence, run: RunEvidence) -> Finding:
         or _interface_complaint(report, received)
         or next(filter(None, map(link_complaint, run.links.items())), None)
         or _socket_complaint(report, altered_frames(run.links))
+        or _virtual_machine_complaint(report)
     )
     if complaint:
         return False, complaint
@@ -369,6 +370,15 @@ def _interface_complaint(report: Mapping[str, Any] | None, received: int) -> str
         return f"the NIC took {taken} packets, but accounts for {received} frames only"
     if inner != handed:
         return f"the model handed on {handed} packets, but the kernel counted {inner} on the host's interface"
+    return None
+
+
+def _virtual_machine_complaint(report: Mapping[str, Any] | None) -> str | None:
+    """Their interfaces also send out what goes to everybody, which the ledger has only once."""
+    for name in (report or {}).get("virtual_machines") or ():
+        delivered, sent = (number(report, "virtual_machines", str(name), key) for key in ("delivered", "sent_out"))
+        if sent < delivered:
+            return f"the model forwarded {delivered} frames to {name}, but its interface took {sent}"
     return None
 
 

@@ -7,8 +7,9 @@ cannot work. The same topology and overrides always give the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from testbed.experiment.faults.step import BadSchedule, Schedule, numbered
@@ -18,9 +19,11 @@ from testbed.experiment.topology import (
     SMALLEST_FRAME,
     EtherTypeFlood,
     Flood,
+    Host,
     LinearTouch,
     NbdServer,
     Neighbour,
+    Segment,
     Start,
     SwapClient,
     TcpStream,
@@ -42,6 +45,7 @@ from testbed.hosts.plan import (
     ServerPlan,
     SlabAllocator,
     SwapArea,
+    VirtualMachinePlan,
     WorkloadPlan,
 )
 from testbed.mm.mempolicy import mpol_parse_str
@@ -57,6 +61,8 @@ NBD_PORT = 10809
 CANARY_PORT = 9007
 FIRST_BYSTANDER_PORT = 20000
 CLOSED_PORTS = 40000
+VIRTUAL_MACHINE_PORT = 20000
+"""What is flooded of a virtual machine; what it makes of that is nobody's business here."""
 DISK_BANDWIDTH = 64 << 20
 """Bytes a second of the disk of a server on its client's machine, unless the topology says."""
 VLAN_TAG = 4
@@ -257,9 +263,9 @@ def _interfaces(topology: Topology, change: Overrides) -> dict[str, Interface]:
         mtus = {_mtu(host, change) for host in segment.hosts if isinstance(host, SwapClient)} or {1500}
         if len(mtus) > 1:
             raise TopologyError(f"{topology.name}: the clients of one segment must have the same mtu")
-        for count, host in enumerate(segment.hosts, start=1):
+        for count, (host, name) in enumerate(_addressed(segment), start=1):
             high, low = divmod(count, 256)
-            interfaces[host.name] = Interface(
+            interfaces[name] = Interface(
                 host=host.name,
                 segment=number,
                 mac=f"02:00:0a:{number:02x}:{high:02x}:{low:02x}",
@@ -271,6 +277,14 @@ def _interfaces(topology: Topology, change: Overrides) -> dict[str, Interface]:
         if host.name not in interfaces and not (isinstance(host, NbdServer) and host.same_host):
             raise TopologyError(f"{host.name}: it is not connected to anything: use connect() or link()")
     return interfaces
+
+
+def _addressed(segment: Segment) -> Iterator[tuple[Host, str]]:
+    """Whoever has an address on a segment: first its hosts, then the virtual machines on them, with that host."""
+    yield from ((host, host.name) for host in segment.hosts)
+    for client in segment.hosts:
+        if isinstance(client, SwapClient):
+            yield from ((client, machine.name) for machine in client.virtual_machines)
 
 
 def _mtu(client: SwapClient, change: Overrides) -> int:
@@ -402,6 +416,10 @@ def _client(
         copybreak=client.copybreak,
         gro=client.gro,
         tap=None if client.tap is None else size_in_bytes(client.tap, "tap"),
+        virtual_machines=tuple(
+            VirtualMachinePlan(each.name, interfaces[each.name], each.reader, each.tx_queue_len)
+            for each in client.virtual_machines
+        ),
         udp_mem=client.udp_mem,
         tcp_mem=client.tcp_mem,
         neighbour_timeout=client.neighbour_timeout,
@@ -448,10 +466,13 @@ def _neighbour(
             continue
         if interfaces[target.name].segment != interface.segment:
             raise TopologyError(f"{neighbour.name}: it is not connected to {target.name}, which it floods")
+        client = clients[topology.owner(target).name]
         if isinstance(flood, TcpStream):
-            streams.append(_stream(flood, interface, clients[target.name]))
+            streams.append(_stream(flood, interface, client))
         else:
-            floods.append(_flood(flood, interface, clients[target.name], change))
+            ports = [each.port for each in client.bystanders if each.protocol == "udp"]
+            listening = ports if target.name == client.name else [VIRTUAL_MACHINE_PORT]
+            floods.append(_flood(flood, interface, interfaces[target.name], listening, change))
     return NeighbourPlan(neighbour.name, interface, tuple(floods), tuple(streams))
 
 
@@ -463,20 +484,23 @@ def _stream(stream: TcpStream, source: Interface, target: ClientPlan) -> StreamP
     return StreamPlan(source, target.interface, rate, stream.start, ports)
 
 
-def _flood(flood: Flood, source: Interface, target: ClientPlan, change: Overrides) -> FloodPlan:
+def _flood(
+    flood: Flood, source: Interface, target: Interface, listening: Sequence[int], change: Overrides
+) -> FloodPlan:
+    """`listening` are the UDP ports that somebody on the target listens on."""
     size = flood.size if change.flood_size is None else change.flood_size
-    largest = target.interface.mtu + ETHERNET_HEADER + (VLAN_TAG if isinstance(flood, VlanUdpFlood) else 0)
+    largest = target.mtu + ETHERNET_HEADER + (VLAN_TAG if isinstance(flood, VlanUdpFlood) else 0)
     if not SMALLEST_FRAME <= size <= largest:
         raise TopologyError(f"{source.host}: flood frames must have {SMALLEST_FRAME} to {largest} bytes, not {size}")
     ports: tuple[int, ...] = ()
     if isinstance(flood, UdpFlood):
-        ports = _flood_ports(flood, target)
+        ports = _flood_ports(flood, target.host, listening)
     elif isinstance(flood, TcpSynFlood):
         ports = (flood.port,)
     return FloodPlan(
         kind=flood.kind,
         source=source,
-        target=target.interface,
+        target=target,
         pps=flood.pps if change.flood is None else change.flood,
         size=size,
         start=flood.start,
@@ -486,19 +510,13 @@ def _flood(flood: Flood, source: Interface, target: ClientPlan, change: Override
     )
 
 
-def _flood_ports(flood: UdpFlood, target: ClientPlan) -> tuple[int, ...]:
-    listening = [bystander.port for bystander in target.bystanders if bystander.protocol == "udp"]
+def _flood_ports(flood: UdpFlood, host: str, listening: Sequence[int]) -> tuple[int, ...]:
     count = len(listening) if flood.sockets is None else flood.sockets
     if count == 0:
-        raise TopologyError(f"{target.name}: it has no UDP bystanders, so a flood of it must say how many sockets")
+        raise TopologyError(f"{host}: it has no UDP bystanders, so a flood of it must say how many sockets")
     used = {*listening, CANARY_PORT}
     closed = (port for port in range(CLOSED_PORTS, 65536) if port not in used)
-    return tuple(port for _, port in zip(range(count), _chain(listening, closed), strict=False))
-
-
-def _chain(listening: list[int], closed: Iterator[int]) -> Iterator[int]:
-    yield from listening
-    yield from closed
+    return tuple(port for _, port in zip(range(count), chain(listening, closed), strict=False))
 
 
 def _warnings(client: ClientPlan) -> Iterator[str]:

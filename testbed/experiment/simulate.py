@@ -151,7 +151,7 @@ async def _ready(clients: list[SimulatedClient]) -> None:
 
 
 def _canary(plan: ClientPlan, edge: SimulatedEdge, source: Port) -> SimulatedCanary:
-    (kind,) = edge.kinds("udp", (plan.canary_port,), None)
+    (kind,) = edge.kinds("udp", (plan.canary_port,), None, plan.interface.mac)
     return SimulatedCanary(f"canary for {plan.name}", source, edge.port, kind)
 
 
@@ -166,5 +166,5 @@ def _stream(plan: StreamPlan, edge: SimulatedEdge, source: NeighbourPort) -> Sim
 
 
 def _flood(plan: FloodPlan, edge: SimulatedEdge, source: Port, seed: int) -> SimulatedFlood:
-    kinds = edge.kinds(plan.kind, plan.ports, plan.ethertype)
+    kinds = edge.kinds(plan.kind, plan.ports, plan.ethertype, plan.target.mac)
     return SimulatedFlood(source, edge.port, kinds, pps=plan.pps, size=plan.size, seed=seed)

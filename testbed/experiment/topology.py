@@ -7,18 +7,20 @@ a final size yet: `testbed.experiment.plan` works those out, since the command l
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, NoReturn, TypeVar
 
 from testbed.experiment.faults.step import Step
-from testbed.hosts.plan import BystanderProtocol, ClientHost, Reader, SlabAllocator, ZoneLayout
+from testbed.hosts.plan import BystanderProtocol, ClientHost, EmulatorReader, Reader, SlabAllocator, ZoneLayout
 from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.slub import SLUB_MAX_ORDER
 from testbed.mm.zone_layout import LAYOUTS, MAX_NUMNODES
 from testbed.nbd.client_tls import TlsFiles
 from testbed.net.sk_mem import Mem
 from testbed.net.skbuff import Driver
+from testbed.net.tun import TUN_READQ_SIZE
 from testbed.size import parse_size
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ Start = Literal["swapping", "workload", "steady"]
 Cache = Literal["writeback", "none"]
 
 READERS = ("prompt", "faulting", "corked", "never")
+EMULATOR_READERS = ("prompt", "faulting", "never")
 PROTOCOLS = ("udp", "tcp")
 SLAB_ALLOCATORS = ("slub", "slab")
 CLIENT_HOSTS = ("emulated", "kernel")
@@ -41,6 +44,7 @@ ETHERNET_HEADER = 14
 SMALLEST_FRAME = 64
 MOST_PPS = 10_000_000
 MOST_TASKS = 1024
+MOST_QUEUED = 1 << 20
 LARGEST_RCVBUF = (1 << 31) - 1
 """Bytes: sk_rcvbuf is an int."""
 LARGEST_MTU: dict[Driver, int] = {"linear": 9000, "vector": 9000, "frag": 3600, "page": 3600}
@@ -170,6 +174,25 @@ class Bystander:
 
 
 @dataclass(frozen=True)
+class VirtualMachine:
+    """A virtual machine on a client, behind a bridge of the client's NIC and the machine's tap interface.
+
+    Its emulator, a task of the client's, takes frames from the interface: at once ("prompt"), only after it has faulted
+    in its own pages ("faulting"), or, while the machine is stopped, not at all ("never"). Up to `tx_queue_len` frames
+    wait there (500: TUN_READQ_SIZE; before 3.8 the interface's qdisc kept as many again).
+    """
+
+    name: str
+    reader: EmulatorReader = "faulting"
+    tx_queue_len: int = TUN_READQ_SIZE
+
+    def __post_init__(self) -> None:
+        _check_name("virtual machine", self.name)
+        _check_choice(self.reader, f"{self.name}: reader", EMULATOR_READERS)
+        _check_number(self.tx_queue_len, f"{self.name}: tx_queue_len", 1, MOST_QUEUED)
+
+
+@dataclass(frozen=True)
 class SwapClient:
     """A diskless machine with `memory` bytes of RAM that swaps to `swap`.
 
@@ -181,7 +204,8 @@ class SwapClient:
     rules of 6.1, before those a page), `driver` what the NIC receives into: one
     "linear" buffer (of `alloc_skb`, as User Mode Linux's "vector" driver has it), a page fragment ("frag") or a whole
     "page". Frames of up to `copybreak` bytes are copied into a
-    small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does).
+    small buffer of their own. `tap` is the receive buffer of a tcpdump that runs on the client (None: none does);
+    `virtual_machines` are behind a bridge on it.
     With `gro` the segments of a GSO frame, which the NIC receives into a buffer each, go up the stack as one.
     `zones` is how memory is divided into zones, and `nodes` into how many NUMA nodes.
 
@@ -213,6 +237,7 @@ class SwapClient:
     nodes: int = 1
     copybreak: int = 0
     tap: Size | None = None
+    virtual_machines: Sequence[VirtualMachine] = ()
     gro: bool = False
     udp_mem: Mem | None = None
     tcp_mem: Mem | None = None
@@ -252,6 +277,9 @@ class SwapClient:
         for bystander in self.bystanders:
             if not isinstance(bystander, Bystander):
                 raise TopologyError(f"{self.name}: bystanders must be Bystander objects, not {bystander!r}")
+        for machine in self.virtual_machines:
+            if not isinstance(machine, VirtualMachine):
+                raise TopologyError(f"{self.name}: virtual_machines must be VirtualMachine objects, not {machine!r}")
 
 
 @dataclass(frozen=True)
@@ -265,6 +293,7 @@ class Neighbour:
 
 
 Host = NbdServer | SwapClient | Neighbour
+FloodTarget = SwapClient | VirtualMachine
 ANY_HOST = (NbdServer, SwapClient, Neighbour)
 AnyHost = TypeVar("AnyHost", NbdServer, SwapClient, Neighbour)
 
@@ -427,15 +456,18 @@ class Topology:
         self.hosts: list[Host] = []
         self.segments: list[Segment] = []
         self.workloads: dict[str, LinearTouch] = {}
-        self.floods: list[tuple[Neighbour, SwapClient, Traffic]] = []
+        self.floods: list[tuple[Neighbour, FloodTarget, Traffic]] = []
         self.steps: list[Step] = []
 
     def add(self, host: AnyHost) -> AnyHost:
         """Add a host and return it."""
         if not isinstance(host, ANY_HOST):
             raise TopologyError(f"{self.name}: {host!r} is not a host")
-        if any(known.name == host.name for known in self.hosts):
-            raise TopologyError(f"{self.name}: two hosts are named {host.name!r}")
+        added = [host.name] + ([each.name for each in host.virtual_machines] if isinstance(host, SwapClient) else [])
+        names = Counter([known.name for known in (*self.hosts, *self.virtual_machines)] + added)
+        for name in added:
+            if names[name] > 1:
+                raise TopologyError(f"{self.name}: two hosts are named {name!r}")
         if isinstance(host, SwapClient) and not self._has(host.swap):
             raise TopologyError(f"{host.name}: its swap server {host.swap.name!r} is not in the topology: add it first")
         self.hosts.append(host)
@@ -460,12 +492,17 @@ class Topology:
             raise TopologyError(f"{client.name}: it has a workload already")
         self.workloads[client.name] = workload
 
-    def flood(self, source: Neighbour, target: SwapClient, flood: Traffic) -> None:
+    def flood(self, source: Neighbour, target: FloodTarget, flood: Traffic) -> None:
         """Have `source` flood `target`, or send it a stream."""
         self._expect(source, Neighbour, "a flood comes from")
-        self._expect(target, SwapClient, "a flood goes to")
+        if not any(known is target for known in self.virtual_machines):
+            self._expect(target, SwapClient, "a flood goes to")
         if not isinstance(flood, Traffic):
             raise TopologyError(f"{source.name}: {flood!r} is not a flood")
+        if isinstance(target, VirtualMachine) and isinstance(flood, (ArpFlood, TcpStream)):
+            raise TopologyError(
+                f"{target.name}: no {flood.kind} goes to a virtual machine alone: aim it at the client it runs on"
+            )
         self.floods.append((source, target, flood))
 
     def at(self, seconds: float, fault: Fault, until: float | None = None) -> Topology:
@@ -514,6 +551,17 @@ class Topology:
     def clients(self) -> list[SwapClient]:
         """The swap clients, in the order they were added."""
         return [host for host in self.hosts if isinstance(host, SwapClient)]
+
+    @property
+    def virtual_machines(self) -> list[VirtualMachine]:
+        """The virtual machines of all clients."""
+        return [machine for client in self.clients for machine in client.virtual_machines]
+
+    def owner(self, target: FloodTarget) -> SwapClient:
+        """The client that a virtual machine runs on; a client is its own."""
+        if isinstance(target, SwapClient):
+            return target
+        return next(client for client in self.clients if any(each is target for each in client.virtual_machines))
 
     def main(self, argv: Sequence[str] | None = None) -> NoReturn:
         """Run this topology with the options of `testbed run` and exit with its status; for a script's last line."""

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from functools import partial
 
 from testbed.hosts.real_buffer import enlarge
-from testbed.mm.memory import BusError, Killed, Memory, Vma
-from testbed.mm.sched import Task
+from testbed.hosts.working_set import WorkingSet
+from testbed.mm.memory import BusError, Killed
 from testbed.net.dev import NetDevice
 from testbed.net.sk_mem import Proto
 from testbed.net.sock import Sock
@@ -23,8 +23,6 @@ from testbed.net.sock import Sock
 REAL_BUFFER_FACTOR = 8
 """The real buffer is this many times the model's limit, so that only the model ever refuses a datagram."""
 DATAGRAMS_AT_ONCE = 64
-WORKING_SET_PAGES = 64
-PAGES_PER_READ = 4
 
 
 class Receiver:
@@ -67,30 +65,25 @@ class Receiver:
         """Read whenever something arrives."""
         self._when_readable(partial(self.read, device))
 
-    async def read_after_faulting(self, device: NetDevice, memory: Memory, vma: Vma, *, owned: bool) -> None:
+    async def read_after_faulting(self, device: NetDevice, working_set: WorkingSet, *, owned: bool) -> None:
         """Read as a task does that needs some of its own pages for every read, and may own the socket meanwhile.
 
         Raises KernelBug when that lets a reserve skb into the backlog of a kernel that does not expect it there.
         """
         readable = asyncio.Event()
         self._when_readable(readable.set)
-        position = 0
         try:
             while True:
                 readable.clear()
                 await readable.wait()
-                with self.sk.locked(vma.owner) if owned else contextlib.nullcontext():
-                    for _ in range(PAGES_PER_READ):
-                        position = (position + 1) % len(vma.ptes)
-                        page = await memory.handle_mm_fault(vma.owner, vma, position, write=True)
-                        if page is not None:
-                            page.buffer[:1] = b"r"
+                with self.sk.locked(working_set.owner) if owned else contextlib.nullcontext():
+                    await working_set.touch()
                 self.read(device)
         except (Killed, BusError):
             return
         finally:
             self._forget_reader()
-            memory.exit_mmap(vma)
+            working_set.free()
 
     def drain(self, device: NetDevice) -> None:
         """At the end: count what the real socket still holds, and close it."""
@@ -144,8 +137,3 @@ def udp_socket(address: str, port: int, rcvbuf: int) -> UdpSocket:
     enlarge(real, socket.SO_RCVBUF, REAL_BUFFER_FACTOR * rcvbuf)
     real.bind((address, port))
     return real
-
-
-def working_set(owner: Task) -> Vma:
-    """The pages that a faulting reader goes through."""
-    return Vma(owner, WORKING_SET_PAGES)

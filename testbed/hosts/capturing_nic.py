@@ -20,7 +20,7 @@ from testbed.lab.capture import Capture, KeptFrame, kept_frames
 from testbed.lab.packet_ring import FrameBlock
 from testbed.lab.pcapng import INBOUND, OUTBOUND
 from testbed.mm.watermarks import Watermarks
-from testbed.net.dev import DELIVERED, HELD, HeldFrame, RxBatch
+from testbed.net.dev import DELIVERED, FORWARDED, HELD, HeldFrame, RxBatch
 from testbed.net.drop_reason import SITES, DropReason
 
 
@@ -103,7 +103,7 @@ class CapturingNic(Nic):
         ends = [
             f"{DropReason(verdict).name} in {SITES[DropReason(verdict)]}{_share(count, total)}"
             for verdict, count in verdicts.items()
-            if verdict != DELIVERED
+            if verdict not in {DELIVERED, FORWARDED}
         ]
         if not ends:
             return ""

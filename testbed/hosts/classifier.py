@@ -19,6 +19,7 @@ from testbed.lab.packet_ring import PLAIN_OFFSET, STATUS_VLAN_VALID, FrameBlock
 from testbed.net.dev import ETH_P_8021Q, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, Kind, RxBatch
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
+from testbed.net.tun import Tun
 
 IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP = 1, 6, 17
 TCP_SYN, TCP_ACK = 0x02, 0x10
@@ -82,6 +83,7 @@ class Classifier:
         server: IPv4 address and port of the swap server.
         sockets: datagram sockets by UDP port.
         listeners: listening sockets by TCP port.
+        tuns: the tap interfaces of virtual machines behind the client's bridge, by MAC address.
     """
 
     def __init__(
@@ -92,15 +94,17 @@ class Classifier:
         *,
         gso: bool,
         listeners: Mapping[int, Listener] | None = None,
+        tuns: Mapping[str, Tun] | None = None,
     ) -> None:
-        octets = bytes.fromhex(mac.replace(":", ""))
-        self._mac = int.from_bytes(octets[:2], "big"), int.from_bytes(octets[2:], "big")
+        self._mac = _halves(mac)
+        self._tuns = {_halves(address): tun for address, tun in (tuns or {}).items()}
         self._server = int.from_bytes(socket.inet_aton(server[0]), "big")
         self._server_port = server[1]
         self._gso = gso
         self._kinds = [Kind(ETH_P_IP, None, "ip")]
         self._kinds += [Kind(ETH_P_IP, sk, sk.name) for sk in sockets.values()]
-        self._stack_kinds: dict[tuple[int, int], int] = {}
+        self._stack_kinds: dict[tuple[int, int, bool], int] = {}
+        self._tun_kinds: dict[tuple[str, int], int] = {}
         self._udp_code = np.zeros(65536, np.int64)
         self._udp_code_of = {port: code for code, port in enumerate(sockets, start=1)}
         for port, code in self._udp_code_of.items():
@@ -136,6 +140,11 @@ class Classifier:
         codes, others, tcp = [], [], []
         for fields in block.unpacked(self.layout):
             status, gso_type, size_low, size_high, high, low, protocol, total, ip_protocol, source, ports = fields[:11]
+            if tun := self._tuns.get((high, low)):
+                others.append(False)
+                codes.append(self._tun_code(tun, protocol))
+                tcp.append((0, 1, 0))
+                continue
             others.append(status & STATUS_VLAN_VALID or not (high & 0x100 or (high, low) == self._mac))
             is_ip = protocol == ETH_P_IP
             code = self._udp_code_of.get(ports & 0xFFFF, STACK) if is_ip and ip_protocol == IPPROTO_UDP else STACK
@@ -148,7 +157,8 @@ class Classifier:
                 size = segment[2] if gso_type else 0
                 code, segment = self._stream_segment(source, ports, total, fields[11:], size) or (STACK, segment)
             if code == STACK:
-                code = self._stack_code((protocol, ip_protocol if is_ip else 0))
+                broadcast = bool(self._tuns and high & 0x100)
+                code = self._stack_code((protocol, ip_protocol if is_ip else 0, broadcast))
             codes.append(code)
             tcp.append(segment)
         batch = self._batch(np.array(codes, np.int64))
@@ -211,7 +221,10 @@ class Classifier:
         streams = self._stream_segments(block, headers, codes, is_ip) if self._listeners else {}
         stack = codes == STACK
         if stack.any():
-            codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack])
+            broadcast = headers[stack, 0] & 1 if self._tuns else np.zeros(np.count_nonzero(stack), np.uint8)
+            codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack], broadcast)
+        if self._tuns:
+            self._find_tuns(headers, protocols, codes, addressed)
         batch = self._batch(codes)
         if swap_streams:
             self._add_tcp(batch, block, headers, swap_streams)
@@ -263,16 +276,33 @@ class Classifier:
                 segments[index], sizes[index] = count, size
             batch.segments, batch.gso_size = segments, sizes
 
-    def _stack_codes(self, protocols: Codes, ip_protocols: Codes) -> list[int]:
+    def _stack_codes(self, protocols: Codes, ip_protocols: Codes, broadcast: npt.NDArray[np.uint8]) -> list[int]:
         """Codes of frames that are for the stack itself: one for each protocol that has been seen."""
-        keys = zip(protocols.tolist(), ip_protocols.tolist(), strict=True)
+        keys = zip(protocols.tolist(), ip_protocols.tolist(), broadcast.astype(np.bool_).tolist(), strict=True)
         return [self._stack_code(key) for key in keys]
 
-    def _stack_code(self, key: tuple[int, int]) -> int:
+    def _stack_code(self, key: tuple[int, int, bool]) -> int:
         code = self._stack_kinds.get(key)
         if code is None:
+            protocol, ip_protocol, broadcast = key
             code = self._stack_kinds[key] = len(self._kinds)
-            self._kinds.append(Kind(key[0], None, stack_name(*key)))
+            self._kinds.append(Kind(protocol, None, stack_name(protocol, ip_protocol), broadcast))
+        return code
+
+    def _find_tuns(self, headers: npt.NDArray[np.uint8], protocols: Codes, codes: Codes, addressed: Flags) -> None:
+        """Enter the frames for virtual machines, whatever is in them, into `codes` and `addressed`."""
+        high, low = column(headers, 0, ">u2"), column(headers, 2, ">u4")
+        for (first, rest), tun in self._tuns.items():
+            mine = (low == rest) & (high == first)
+            addressed |= mine
+            for index in np.flatnonzero(mine).tolist():
+                codes[index] = self._tun_code(tun, int(protocols[index]))
+
+    def _tun_code(self, tun: Tun, protocol: int) -> int:
+        code = self._tun_kinds.get((tun.name, protocol))
+        if code is None:
+            code = self._tun_kinds[tun.name, protocol] = len(self._kinds)
+            self._kinds.append(Kind(protocol, tun, tun.name))
         return code
 
     def _batch(self, codes: Codes) -> RxBatch:
@@ -330,6 +360,12 @@ def _learn_first_seq(stream: SwapStream, headers: npt.NDArray[np.uint8], seq: Co
 def stream_offset(seq: int, first_seq: int, near: int) -> int:
     """The stream offset of a 32-bit sequence number, of those it may stand for the one closest to `near`."""
     return near + ((seq - first_seq - near + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+
+
+def _halves(mac: str) -> tuple[int, int]:
+    """The first two bytes of a MAC address, and the other four."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return int.from_bytes(octets[:2], "big"), int.from_bytes(octets[2:], "big")
 
 
 def column(rows: npt.NDArray[np.uint8], offset: int, kind: str) -> npt.NDArray[Any]:

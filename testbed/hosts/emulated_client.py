@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
-from testbed.hosts.bystander import Bystander, Receiver, UdpSocket, working_set
+from testbed.hosts.bystander import Bystander, Receiver, UdpSocket
 from testbed.hosts.client_faults import ClientFaults
 from testbed.hosts.cpu_times import CpuClock, CpuTimes
 from testbed.hosts.ledger import Ledger
@@ -40,10 +40,11 @@ from testbed.hosts.swap_area import check_swap_area
 from testbed.hosts.tcp_bystander import TcpBystander
 from testbed.hosts.tcpdump import Tcpdump
 from testbed.hosts.tracepoints import Tracepoints
+from testbed.hosts.virtual_machine import VirtualMachine
+from testbed.hosts.working_set import WorkingSet
 from testbed.hosts.workload import TOUCHES_PER_ROUND, LinearTouch, Progress, Surroundings
 from testbed.lab.errors import LabError
 from testbed.mm.filemap import AddressSpace
-from testbed.mm.memory import Vma
 from testbed.mm.mempolicy import mpol_parse_str
 from testbed.mm.node import Node
 from testbed.mm.sched import Task
@@ -52,6 +53,7 @@ from testbed.nbd.client import NbdClient
 from testbed.nbd.errors import NbdError
 from testbed.nbd.swap_header import swap_header
 from testbed.net.backlog import Backlog, KernelBug
+from testbed.net.bridge import Bridge
 from testbed.net.dev import NetDevice
 from testbed.net.sk_mem import Mem, Proto, tcp_mem, udp_mem
 from testbed.net.skbuff import SkbMemory
@@ -199,6 +201,10 @@ class EmulatedClient:
             gro=plan.gro,
         )
         self.tap = None if plan.tap is None else Tcpdump(self.netdev, plan.tap)
+        self.virtual_machines = [VirtualMachine(each, self.skb_memory) for each in plan.virtual_machines]
+        if self.virtual_machines:
+            bridge = Bridge(self.skb_memory, [each.tun for each in self.virtual_machines], self.netdev.softirq)
+            self.netdev.rx_handler = bridge.br_handle_frame
         self.bystanders = [self._bystander(bystander) for bystander in plan.bystanders]
         self.canary = self._udp_bystander("canary", plan.canary_port, CANARY_RCVBUF)
         same_host = plan.swap.same_host
@@ -349,6 +355,8 @@ class EmulatedClient:
             self.reconnecting = asyncio.create_task(reconnect.run())
         if self.tap is not None:
             self._spawn(self.tap.run(self.node.memory))
+        for each in self.virtual_machines:
+            self._spawn(each.run(self.node.memory))
         self.canary.read_promptly(self.netdev)
         for bystander, plan in zip(self.bystanders, self.plan.bystanders, strict=True):
             if isinstance(bystander, TcpBystander):
@@ -362,12 +370,12 @@ class EmulatedClient:
             receiver.read_promptly(self.netdev)
         elif plan.reader != "never":
             owned = plan.protocol == "tcp" or plan.reader == "corked"
-            vma = working_set(Task(f"reader{plan.port}"))
-            self._spawn(self._read_after_faulting(receiver, vma, owned=owned))
+            working_set = WorkingSet(Task(f"reader{plan.port}"), self.node.memory)
+            self._spawn(self._read_after_faulting(receiver, working_set, owned=owned))
 
-    async def _read_after_faulting(self, receiver: Receiver, vma: Vma, *, owned: bool) -> None:
+    async def _read_after_faulting(self, receiver: Receiver, working_set: WorkingSet, *, owned: bool) -> None:
         try:
-            await receiver.read_after_faulting(self.netdev, self.node.memory, vma, owned=owned)
+            await receiver.read_after_faulting(self.netdev, working_set, owned=owned)
         except KernelBug as bug:
             self._panic(bug)
 
@@ -463,6 +471,8 @@ class EmulatedClient:
             "tcp_memory_allocated": self.tcp.memory_allocated,
             "TCPMemoryPressures": self.tcp.memory_pressures,
             "tap_rmem_alloc": 0 if self.tap is None else self.tap.sk.rmem_alloc,
+            "tun_queued": sum(len(each.tun) for each in self.virtual_machines),
+            "tun_tx_dropped": sum(each.tun.tx_dropped for each in self.virtual_machines),
             "canary_received": self.canary.received,
             "swap_used": self.node.swap.inuse_pages,
             "swap_write_errors": self.node.swap_io.write_errors,
@@ -503,6 +513,8 @@ class EmulatedClient:
         ends = Ends(interfaces, sum(backlog.frames for backlog in self._backlogs()), proc)
         for bystander in (self.canary, *self.bystanders):
             bystander.drain(self.netdev)
+        for each in self.virtual_machines:
+            each.tun.close()
         self.netdev.close()
         if self.file is not None:
             self.file.truncate()

@@ -14,6 +14,7 @@ from testbed.net.skbuff import Driver
 from testbed.rules import V9, Rules
 
 Reader = Literal["prompt", "faulting", "corked", "never"]
+EmulatorReader = Literal["prompt", "faulting", "never"]
 BystanderProtocol = Literal["udp", "tcp"]
 SlabAllocator = Literal["slub", "slab"]
 ZoneLayout = Literal["normal", "x86_64", "i386"]
@@ -22,7 +23,7 @@ ClientHost = Literal["emulated", "kernel"]
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A host's one interface: where it hangs and its addresses, with prefix lengths."""
+    """A host's one interface, or that of a virtual machine on it: where it hangs, its addresses with prefix lengths."""
 
     host: str
     segment: int
@@ -90,6 +91,16 @@ class BystanderPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class VirtualMachinePlan:
+    """A virtual machine on a client, behind its bridge: its address there, how its emulator reads, frames that wait."""
+
+    name: str
+    interface: Interface
+    reader: EmulatorReader
+    tx_queue_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadPlan:
     """`processes` tasks write `pages` pages in all once, then read them `passes` times. `mempolicy` is where each wants
     its memory (see `mpol_parse_str`)."""
@@ -125,10 +136,10 @@ class ClientPlan:
     """A swap client. Sizes in bytes, `min_free_kbytes` in KiB, socket buffers None for the defaults.
 
     From `rules` on it is said which kernel it runs, with which slab allocator and NIC driver, how its memory is laid
-    out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, and whether the
-    segments of a GSO frame are merged again. `udp_mem` and `tcp_mem` are in pages, None for the kernel's own;
-    `neighbour_timeout` is in seconds, None for neighbour entries that last. `host` is the model, or a real kernel,
-    whose console goes to the file `console`.
+    out, up to what length the driver copies frames, the receive buffer of a tap, if one is running, its virtual
+    machines, and whether the segments of a GSO frame are merged again. `udp_mem` and `tcp_mem` are in pages, None for
+    the kernel's own; `neighbour_timeout` is in seconds, None for neighbour entries that last. `host` is the model, or a
+    real kernel, whose console goes to the file `console`.
     The `nbd_` fields are those of `NbdConfig`, seconds; `tls` is how the connection is encrypted (None: it is not).
     """
 
@@ -153,6 +164,7 @@ class ClientPlan:
     nodes: int = 1
     copybreak: int = 0
     tap: int | None = None
+    virtual_machines: tuple[VirtualMachinePlan, ...] = ()
     gro: bool = False
     trace: TracePlan | None = None
     udp_mem: Mem | None = None

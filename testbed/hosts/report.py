@@ -70,6 +70,15 @@ def client_report(
             listener.name: {"connections": len(listener.connections), "received": listener.received}
             for listener in client.listeners
         },
+        "virtual_machines": {
+            each.tun.name: {
+                "delivered": client.ledger.count(reason=DropReason.DELIVERED, socket=each.tun.name),
+                "sent_out": each.tun.tx_packets,
+                "dropped": each.tun.tx_dropped,
+                "read": each.tun.read,
+            }
+            for each in client.virtual_machines
+        },
         "panic": client.panic,
         "witnesses": witnesses(
             counters, client.netstat, (client.device.pf_memalloc_sends, client.device.ordinary_sends)

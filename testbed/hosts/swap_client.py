@@ -141,6 +141,7 @@ class RealEdge:
             {bystander.port: bystander.sk for bystander in client.sockets},
             gso=plan.gso,
             listeners={listener.port: listener.connection_request for listener in client.listeners},
+            tuns={each.plan.interface.mac: each.tun for each in client.virtual_machines},
         )
         self.nic.attach(client.netdev, self._classifier, client.ledger, plan.swap.port)
 

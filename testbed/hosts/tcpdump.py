@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from testbed.hosts.bystander import PAGES_PER_READ, working_set
+from testbed.hosts.working_set import WorkingSet
 from testbed.mm.memory import BusError, Killed, Memory
 from testbed.mm.sched import Task
 from testbed.net.dev import NetDevice
@@ -28,16 +28,13 @@ class Tcpdump:
 
     async def run(self, memory: Memory) -> None:
         """Read all there is, time and again, each time after touching the next few pages of the program."""
-        vma = working_set(Task("tcpdump"))
-        position = 0
+        working_set = WorkingSet(Task("tcpdump"), memory)
         try:
             while True:
                 await asyncio.sleep(READ_TIMEOUT)
-                for _ in range(PAGES_PER_READ):
-                    position = (position + 1) % len(vma.ptes)
-                    await memory.handle_mm_fault(vma.owner, vma, position, write=True)
+                await working_set.touch()
                 self.device.read_datagrams(self.sk, len(self.sk.receive_queue))
         except (Killed, BusError):
             return
         finally:
-            memory.exit_mmap(vma)
+            working_set.free()

@@ -25,6 +25,7 @@ from testbed.net.skbuff import SkbColumns, SkbMemory, SkBuff
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
 from testbed.net.tcp_input import TcpReceiveQueue
+from testbed.net.tun import Tun
 
 ETH_P_IP = 0x0800
 ETH_P_ARP = 0x0806
@@ -52,9 +53,12 @@ SOCKET_BACKLOG = int(DropReason.SOCKET_BACKLOG)
 PROTO_MEM = int(DropReason.PROTO_MEM)
 HELD = -1
 """In place of a verdict: the frame waits in the backlog of a socket that a task owns."""
+FORWARDED = -2
+"""In place of DELIVERED: a bridge has sent the frame out again by a tap."""
 
-Receiver = Sock | TcpReceiveQueue | None
-"""Who a frame is for: a datagram socket, a TCP socket, or None for the stack itself (ARP, ICMP, no socket)."""
+Receiver = Sock | TcpReceiveQueue | Tun | None
+"""Who a frame is for: a datagram socket, a TCP socket, a tap beyond a bridge, or None for the stack itself (ARP, ICMP,
+no socket)."""
 
 Group = tuple["Kind", bool, int]
 """Frames of one poll that are alike: their kind, whether they lie in reserve memory, how many."""
@@ -64,11 +68,13 @@ Tally = dict[tuple[int, "str", bool], int]
 
 
 class Kind(NamedTuple):
-    """What frames of one kind have in common: EtherType, receiver, and what the ledger calls their destination."""
+    """What frames of one kind have in common: EtherType, receiver, what the ledger calls their destination, and whether
+    they are for everybody on the link."""
 
     protocol: int
     receiver: Receiver
     name: str
+    broadcast: bool = False
 
 
 class HeldFrame:
@@ -192,8 +198,9 @@ class NetDevice:
         self.ptype_all: list[Sock] = []
         self.ptype_base: dict[int, list[Sock]] = {}
         """Packet sockets bound to one protocol, by its EtherType."""
-        self.rx_handler: Callable[[SkBuff], bool] | None = None
-        """A bridge's: True if it has taken the skb."""
+        self.rx_handler: Callable[[SkBuff, Kind], DropReason | None] | None = None
+        """A bridge's: where an skb ended that it has taken, else None. What is for one of the host's own sockets it
+        never takes."""
         rules = self.switches.rules
         self._protocols = SKB_PFMEMALLOC_PROTOCOLS | ({ETH_P_8021AD} if rules.protocol_8021ad else frozenset())
         self._needs_memalloc_socks = rules.receive_needs_memalloc_socks
@@ -228,7 +235,7 @@ class NetDevice:
 
     def _looks_at_each(self) -> bool:
         """Whether there is somebody who may want any frame, so that none can be settled with others like it."""
-        return bool(self.ptype_all or self.ptype_base or self.rx_handler or self.copybreak)
+        return bool(self.ptype_all or self.ptype_base or self.copybreak)
 
     def _receive_plain(self, batch: RxBatch) -> None:
         """A batch of single frames without taps: polls are settled kind by kind, where that comes to the same."""
@@ -296,8 +303,12 @@ class NetDevice:
         for kind, pfmemalloc, count in groups:
             receiver = kind.receiver
             if kind.protocol not in self._protocols:
+                if self._bridges(kind):
+                    return None
                 verdicts.append(UNHANDLED_PROTO)
             elif receiver is None:
+                if self._bridges(kind):
+                    return None
                 verdicts.append(DELIVERED)
             elif not isinstance(receiver, Sock) or receiver.owner is not None:
                 return None
@@ -313,9 +324,13 @@ class NetDevice:
                 verdicts.append(DELIVERED if room else SOCKET_RCVBUFF)
         return verdicts if not sizes or sk_rmem_schedule_all(sizes) else None
 
+    def _bridges(self, kind: Kind) -> bool:
+        """Whether a bridge sends frames of this kind out again."""
+        return isinstance(kind.receiver, Tun) or (kind.broadcast and self.rx_handler is not None)
+
     def _settle(self, group: Group, verdict: int, skbs: SkbColumns) -> None:
         """Count a group's frames, and queue `skbs` if a socket takes them."""
-        (_protocol, receiver, name), pfmemalloc, count = group
+        (_protocol, receiver, name, _broadcast), pfmemalloc, count = group
         netstat = self.netstat
         if pfmemalloc:
             self._count_reserve(count)
@@ -540,13 +555,13 @@ class NetDevice:
         self._deliver_to_taps(skb, reserve)
         if reserve and kind.protocol not in self._protocols:
             verdict = self._unhandled(skb)
-        elif self.rx_handler is not None and self.rx_handler(skb):
-            verdict = DELIVERED
+        elif self.rx_handler is not None and (taken := self.rx_handler(skb, kind)) is not None:
+            verdict = int(taken) or FORWARDED
         else:
             verdict = self._deliver_skb(skb, batch, index, followers)
         self.softirq.pf_memalloc = pflags
         if verdict != HELD:
-            self._count(verdict, kind.name, pfmemalloc, frames)
+            self._count(DELIVERED if verdict == FORWARDED else verdict, kind.name, pfmemalloc, frames)
         return verdict
 
     def _deliver_to_taps(self, skb: SkBuff, reserve: bool) -> None:
@@ -573,7 +588,7 @@ class NetDevice:
 
     def _deliver_skb(self, skb: SkBuff, batch: RxBatch, index: int, followers: int) -> int:
         """`deliver_skb`: packet sockets bound to the protocol, then its handler and the socket that it finds."""
-        protocol, receiver, _name = batch.kinds[batch.codes[index]]
+        protocol, receiver, _name, _broadcast = batch.kinds[batch.codes[index]]
         bound = self.ptype_base.get(protocol, ())
         self._packet_rcv(bound, skb)
         if protocol not in self._protocols and not bound:
@@ -584,6 +599,7 @@ class NetDevice:
             return DELIVERED
         if isinstance(receiver, Sock):
             return self._udp_queue_rcv_skb(receiver, skb, batch, index)
+        assert isinstance(receiver, TcpReceiveQueue)
         return self._tcp_v4_rcv(receiver, skb, batch, index, followers)
 
     def _udp_queue_rcv_skb(self, sk: Sock, skb: SkBuff, batch: RxBatch, index: int) -> int:

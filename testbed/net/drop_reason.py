@@ -27,6 +27,8 @@ class DropReason(IntEnum):
     """A task owns the socket, and what waits for it is more than the socket may hold (`sk_add_backlog`)."""
     PROTO_MEM = 9
     """All sockets of the protocol together hold what udp_mem or tcp_mem allows (`sk_rmem_schedule`)."""
+    FULL_RING = 10
+    """For a virtual machine, whose tap's queue is full (`tun_net_xmit`)."""
 
 
 SITES: dict[DropReason, str] = {
@@ -40,5 +42,6 @@ SITES: dict[DropReason, str] = {
     DropReason.RX_NOMEM: "netdev_alloc_skb",
     DropReason.SOCKET_BACKLOG: "sk_add_backlog",
     DropReason.PROTO_MEM: "sk_rmem_schedule",
+    DropReason.FULL_RING: "tun_net_xmit",
 }
 """The place in the kernel that each end is named after."""

@@ -113,20 +113,28 @@ class SimulatedEdge:
         self._by_kind = {bystander.sk.name: self._sockets[bystander.port] for bystander in client.sockets}
         self._taking = True
 
-    def kinds(self, flood: str, ports: tuple[int, ...], ethertype: int | None) -> tuple[Kind, ...]:
-        """What the frames of a kind of flood are here, one for each of `ports`; nothing if this host is not meant."""
-        if flood == "vlan_udp":
-            return ()
-        if flood == "udp":
-            return tuple(self._udp_kind(port) for port in ports)
+    def kinds(self, flood: str, ports: tuple[int, ...], ethertype: int | None, mac: str) -> tuple[Kind, ...]:
+        """What the frames of a kind of flood are here, one for each of `ports`; nothing if this host is not meant.
+
+        `mac` is the address they are sent to: this host's own, or that of a virtual machine on it.
+        """
         protocol, ip_protocol = {
+            "udp": (ETH_P_IP, IPPROTO_UDP),
+            "vlan_udp": (ETH_P_IP, IPPROTO_UDP),
             "ipv6_udp": (ETH_P_IPV6, 0),
             "tcp_syn": (ETH_P_IP, IPPROTO_TCP),
             "icmp": (ETH_P_IP, IPPROTO_ICMP),
             "arp": (ETH_P_ARP, 0),
             "ethertype": (ethertype or 0, 0),
         }[flood]
-        return (Kind(protocol, None, stack_name(protocol, ip_protocol)),)
+        for machine in self._client.virtual_machines:
+            if machine.plan.interface.mac == mac:
+                return (Kind(protocol, machine.tun, machine.tun.name),)
+        if flood == "vlan_udp":
+            return ()
+        if flood == "udp":
+            return tuple(self._udp_kind(port) for port in ports)
+        return (Kind(protocol, None, stack_name(protocol, ip_protocol), broadcast=flood == "arp"),)
 
     def _udp_kind(self, port: int) -> Kind:
         for bystander in self._client.sockets:

@@ -71,6 +71,7 @@ def test_what_a_real_kernel_cannot_do(
     [
         ('memory="64M"', 'memory="64M", nodes=2', "nodes=2"),
         ("LinearTouch(", 'LinearTouch(mempolicy="bind:0", ', "mempolicy='bind:0'"),
+        ('memory="64M"', 'memory="64M", virtual_machines=[VirtualMachine("guest")]', "virtual_machines=1"),
     ],
 )
 def test_a_client_that_no_kernel_can_be(
@@ -78,8 +79,8 @@ def test_a_client_that_no_kernel_can_be(
 ) -> None:
     words = ["run", str(TOPOLOGIES / "swap_quiet.py"), "--host", "kernel", "--out", str(tmp_path / "run")]
     topology = tmp_path / "two_nodes.py"
-    text = (TOPOLOGIES / "swap_quiet.py").read_text()
-    topology.write_text(text.replace(before, after))
+    text = (TOPOLOGIES / "swap_quiet.py").read_text().replace(before, after)
+    topology.write_text(text.replace("Topology\n", "Topology, VirtualMachine\n", 1))
     words[1] = str(topology)
     assert main(words) == 2
     assert word in capsys.readouterr().err

@@ -20,6 +20,7 @@ from testbed import (
     Topology,
     TopologyError,
     UdpFlood,
+    VirtualMachine,
     VlanUdpFlood,
 )
 from testbed.experiment.topology import Flood
@@ -56,6 +57,13 @@ def test_hosts_come_back_from_add_and_keep_their_order() -> None:
         (lambda: SwapClient("c", NbdServer("s"), copybreak=1025), "c: copybreak must be a whole number from 0 to 1024"),
         (lambda: SwapClient("c", NbdServer("s"), tap="0"), "c: tap: a size must be more than 0"),
         (lambda: SwapClient("c", NbdServer("s"), bystanders=[wrong("a")]), "c: bystanders must be Bystander objects"),
+        (
+            lambda: SwapClient("c", NbdServer("s"), virtual_machines=[wrong("vm")]),
+            "c: virtual_machines must be VirtualMachine objects",
+        ),
+        (lambda: VirtualMachine("vm", reader=wrong("corked")), "vm: reader must be one of prompt, faulting, never"),
+        (lambda: VirtualMachine("v m"), "virtual machine name 'v m'"),
+        (lambda: VirtualMachine("vm", tx_queue_len=0), "vm: tx_queue_len must be a whole number from 1 to"),
         (lambda: Bystander(reader=wrong("sometimes")), "bystander: reader must be one of prompt, fau"),
         (lambda: Bystander(protocol=wrong("sctp")), "bystander: protocol must be one of udp, tcp"),
         (lambda: Bystander(protocol="tcp", reader="corked"), "bystander: only UDP has UDP_CORK"),
@@ -100,7 +108,8 @@ class Parts:
     def __init__(self) -> None:
         self.topology = Topology("parts")
         self.server = self.topology.add(NbdServer("server"))
-        self.client = self.topology.add(SwapClient("client", swap=self.server))
+        self.machine = VirtualMachine("guest")
+        self.client = self.topology.add(SwapClient("client", swap=self.server, virtual_machines=[self.machine]))
         self.noise = self.topology.add(Neighbour("noise"))
         self.local = self.topology.add(NbdServer("local", same_host=True))
 
@@ -110,6 +119,20 @@ class Parts:
     [
         (lambda p: p.topology.add(Neighbour("client")), "parts: two hosts are named 'client'"),
         (lambda p: p.topology.add("host"), "parts: 'host' is not a host"),
+        (
+            lambda p: p.topology.add(SwapClient("c", p.server, virtual_machines=[VirtualMachine("noise")])),
+            "parts: two hosts are named 'noise'",
+        ),
+        (
+            lambda p: p.topology.add(SwapClient("c", p.server, virtual_machines=[VirtualMachine("c")])),
+            "parts: two hosts are named 'c'",
+        ),
+        (lambda p: p.topology.flood(p.noise, p.machine, ArpFlood()), "guest: no arp goes to a virtual machine alone"),
+        (lambda p: p.topology.flood(p.noise, p.machine, TcpStream()), "guest: no tcp_stream goes to a virtual"),
+        (
+            lambda p: p.topology.flood(p.noise, VirtualMachine("ghost"), UdpFlood()),
+            "parts: a flood goes to a SwapClient, not 'ghost'",
+        ),
         (
             lambda p: p.topology.add(SwapClient("other", swap=NbdServer("elsewhere"))),
             "other: its swap server 'elsewhere' is not in the topology",

@@ -12,11 +12,13 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 
 from testbed.hosts.classifier import Classifier
-from testbed.net.dev import ETH_P_ARP, ETH_P_IP
+from testbed.net.dev import ETH_P_ARP, ETH_P_IP, RxBatch
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
+from testbed.net.tun import Tun
 from tests.net.host import Host
 
+MACHINE_MAC = "02:00:00:00:01:07"
 MAC, OTHER_MAC, BROADCAST = "02:00:00:00:00:01", "02:00:00:00:00:02", "ff:ff:ff:ff:ff:ff"
 SERVER, CLIENT, STRANGER = "10.0.0.9", "10.0.0.1", "10.0.0.7"
 
@@ -94,6 +96,30 @@ def test_frames_for_others_and_tagged_frames_are_told_apart() -> None:
     assert others.tolist() == [False, True, False, True]
 
 
+@pytest.mark.parametrize("few", [False, True])
+def test_frames_for_a_virtual_machine_go_to_its_tap_and_those_for_everybody_are_known(few: bool) -> None:
+    host = Host()
+    tun = Tun("vm:guest", host.skb_memory)
+    udp = Sock("prompt:5000", 1000)
+    classifier = Classifier(MAC, (SERVER, 10809), {5000: udp}, gso=False, tuns={MACHINE_MAC: tun})
+    frames = [
+        Ether(dst=MACHINE_MAC) / IP(src=STRANGER, dst=CLIENT) / UDP(sport=1, dport=5000),
+        ether() / IP(src=STRANGER, dst=CLIENT) / UDP(sport=1, dport=5000),
+        Ether(dst=MACHINE_MAC) / ARP(),
+        ether(BROADCAST) / ARP(),
+        ether() / ARP(),
+        ether(OTHER_MAC) / ARP(),
+    ]
+    batch, others = classified(classifier, *frames, few=few)
+    kinds = [batch.kinds[code] for code in batch.codes]
+    assert [kind.receiver for kind in kinds] == [tun, udp, tun, None, None, None]
+    assert [kind.name for kind in kinds] == ["vm:guest", "prompt:5000", "vm:guest", "arp", "arp", "arp"]
+    assert [kind.protocol for kind in kinds] == [ETH_P_IP, ETH_P_IP] + [ETH_P_ARP] * 4
+    assert [kind.broadcast for kind in kinds] == [False, False, False, True, False, False]
+    assert others is not None
+    assert others.tolist() == [False] * 5 + [True]
+
+
 def test_stream_offsets_count_from_the_first_byte_and_survive_wrapping() -> None:
     setting = Setting(gso=True)
     first = 0xFFFFFF00
@@ -154,14 +180,19 @@ def test_connections_of_a_listening_socket_are_told_apart_from_their_syn_on() ->
     assert [again.kinds[code].receiver for code in again.codes] == [one, queues[2]]
 
 
-def seen(classifier: Classifier, *packets: Packet, few: bool) -> tuple[list[tuple[object, str]], list[int] | None]:
+def classified(
+    classifier: Classifier, *packets: Packet, few: bool
+) -> tuple[RxBatch, npt.NDArray[np.bool_] | None]:
     frames = block(*packets)
-    if few:
-        slots = [(bytes(66) + frames.headers[number].tobytes()).ljust(256, b"\0") for number in range(frames.count)]
-        frames.unpacked = lambda layout: [layout.unpack_from(slot) for slot in slots]  # type: ignore[attr-defined]
-        batch, _ = classifier.classify_few(frames)  # type: ignore[arg-type]
-    else:
-        batch, _ = classifier.classify_many(frames)  # type: ignore[arg-type]
+    if not few:
+        return classifier.classify_many(frames)  # type: ignore[arg-type]
+    slots = [(bytes(66) + frames.headers[number].tobytes()).ljust(256, b"\0") for number in range(frames.count)]
+    frames.unpacked = lambda layout: [layout.unpack_from(slot) for slot in slots]  # type: ignore[attr-defined]
+    return classifier.classify_few(frames)  # type: ignore[arg-type]
+
+
+def seen(classifier: Classifier, *packets: Packet, few: bool) -> tuple[list[tuple[object, str]], list[int] | None]:
+    batch, _ = classified(classifier, *packets, few=few)
     kinds = [batch.kinds[code] for code in batch.codes]
     ends = None if batch.end_seq is None else list(batch.end_seq)
     return [(kind.receiver, kind.name) for kind in kinds], ends

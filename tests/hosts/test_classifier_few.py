@@ -18,21 +18,24 @@ from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock
 from testbed.net.tcp_input import TcpReceiveQueue
+from testbed.net.tun import Tun
 from testbed.patches import Switches
 from tests.net.test_dev_fast_path import NoDisk
 
 MAC, SERVER, PORT = "02:00:00:00:00:0b", "10.0.0.1", 10809
+MACHINE_MAC = "02:00:00:00:00:0c"
 SLOT = 2048
 SWAP_PORT = 41000
 
 
-def classifier(*, gso: bool, attached: bool, copied: int) -> Classifier:
+def classifier(*, gso: bool, attached: bool, copied: int, bridged: bool) -> Classifier:
     node = Node(memoryview(bytearray(4 << 20)), NoDisk(), 64, Switches())
     queue = TcpReceiveQueue(Sock("swap", 1 << 20), SkbMemory(node, NetStat(), 1500))
     queue.copied_seq = copied
     sockets = {9: Sock("nine", 1), 4000: Sock("other", 1)}
     listeners = {5000: lambda _peer: TcpReceiveQueue(Sock("stream", 1), queue.skb_memory)}
-    found = Classifier(MAC, (SERVER, PORT), sockets, gso=gso, listeners=listeners)
+    tuns = {MACHINE_MAC: Tun("vm", queue.skb_memory)} if bridged else None
+    found = Classifier(MAC, (SERVER, PORT), sockets, gso=gso, listeners=listeners, tuns=tuns)
     found.connect(SWAP_PORT, queue)
     if attached:
         found.attach(SWAP_PORT)
@@ -72,16 +75,17 @@ def block_of(slots: list[bytes], *, gso: bool) -> FrameBlock:
 
 def seen(batch: RxBatch, others: npt.NDArray[np.bool_] | None) -> tuple[object, ...]:
     kinds = [batch.kinds[code] for code in batch.codes]
-    named = [(kind.protocol, kind.name, getattr(kind.receiver, "name", type(kind.receiver).__name__)) for kind in kinds]
+    receivers = [getattr(kind.receiver, "name", type(kind.receiver).__name__) for kind in kinds]
+    named = [(kind.protocol, kind.name, name, kind.broadcast) for kind, name in zip(kinds, receivers, strict=True)]
     return named, batch.end_seq, batch.segments, batch.gso_size, None if others is None else others.tolist()
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 1 << 32), st.booleans(), st.booleans(), st.integers(1, 12))
-def test_few_and_many_see_the_same(seed: int, gso: bool, attached: bool, count: int) -> None:
+@given(st.integers(0, 1 << 32), st.booleans(), st.booleans(), st.booleans(), st.integers(1, 12))
+def test_few_and_many_see_the_same(seed: int, gso: bool, attached: bool, bridged: bool, count: int) -> None:
     rng = random.Random(seed)
     copied = rng.choice([0, 1000, 1 << 33])
-    one, other = (classifier(gso=gso, attached=attached, copied=copied) for _ in range(2))
+    one, other = (classifier(gso=gso, attached=attached, copied=copied, bridged=bridged) for _ in range(2))
     for _ in range(3):
         block = block_of([slot(rng, gso=gso) for _ in range(count)], gso=gso)
         before = one._swap[SWAP_PORT].first_seq

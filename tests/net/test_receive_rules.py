@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from testbed.net.dev import ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPX
+from testbed.net.dev import ETH_P_8021AD, ETH_P_8021Q, ETH_P_IP, ETH_P_IPX, Kind
 from testbed.net.drop_reason import DropReason
 from testbed.net.skbuff import SkBuff
 from testbed.net.sock import Sock
@@ -56,11 +56,11 @@ def test_pf_memalloc_is_set_for_the_whole_call_and_then_what_it_was(
     softirq = host.device.softirq
     seen: list[bool] = []
 
-    def handler(_skb: SkBuff) -> bool:
+    def handler(_skb: SkBuff, _kind: Kind) -> None:
         seen.append(softirq.pf_memalloc)
-        return False
 
     host.device.rx_handler = handler
+    host.device.copybreak = 1  # so that each frame is received by itself
     softirq.pf_memalloc = before
     assert host.receive(host.swap, end_seq=[100]) == [DELIVERED]
     assert seen == [during or before]

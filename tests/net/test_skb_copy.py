@@ -1,4 +1,4 @@
-"""Copies, merges and forwarding: who inherits the mark, and who may use the reserve for it."""
+"""Copies and merges: who inherits the mark, and who may use the reserve for it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from testbed.mm.gfp import GFP_ATOMIC
-from testbed.net.bridge import Bridge
 from testbed.net.dev import ETH_P_IP, RxBatch
 from testbed.net.drop_reason import DropReason
 from testbed.net.gro import merge
@@ -211,58 +210,3 @@ def test_a_merged_skb_lives_until_its_last_byte_is_read(driver: Driver) -> None:
     assert host.swap.sk.rmem_alloc == 0
     host.device.close()
     assert host.machine.node.pages_leaked() == 0
-
-
-# --- bridge ---
-
-
-def bridged(host: Host, ports: int, tx_queue_len: int = 100) -> Bridge:
-    bridge = Bridge(host.skb_memory, ports, tx_queue_len, host.device.softirq)
-    host.device.rx_handler = bridge.br_handle_frame
-    return bridge
-
-
-def test_a_bridge_forwards_the_reserve_and_holds_it_until_it_is_sent() -> None:
-    host = Host(ring=16)
-    host.socket_memory.sk_set_memalloc(host.swap.sk)
-    host.fill_ring_from_reserve(recover=False)
-    bridge = bridged(host, 2)
-    assert host.receive(None, 16) == [DropReason.DELIVERED] * 16
-    assert [[skb.pfmemalloc for skb in port] for port in bridge.ports] == [[True] * 16] * 2
-    held = host.skb_memory.rx_cache.inuse
-    bridge.tx_complete(0, 16)
-    assert host.skb_memory.rx_cache.inuse == held
-    bridge.tx_complete(1, 16)
-    assert host.skb_memory.rx_cache.inuse == held - 16
-
-
-def test_forwarding_goes_on_without_ordinary_memory() -> None:
-    """The clones for the other ports come from the reserve."""
-    host = Host(ring=16)
-    host.socket_memory.sk_set_memalloc(host.swap.sk)
-    host.fill_ring_from_reserve(recover=False)
-    host.machine.drain(40)
-    bridge = bridged(host, 20)
-    host.receive(None, 4)
-    assert bridge.tx_dropped == 0
-
-
-def test_a_full_port_drops() -> None:
-    host = Host()
-    bridge = bridged(host, 2, tx_queue_len=3)
-    host.receive(None, 5)
-    assert ([len(port) for port in bridge.ports], bridge.tx_dropped) == ([3, 3], 4)
-    for number in range(2):
-        bridge.tx_complete(number, 3)
-    host.device.close()
-    assert host.machine.node.pages_leaked() == 0
-
-
-@pytest.mark.parametrize(("patched", "forwarded"), [(True, 0), (False, 16)])
-def test_a_protocol_that_is_not_listed_is_not_even_forwarded_in_the_reserve(patched: bool, forwarded: int) -> None:
-    host = Host(SERIES if patched else without(receive_pf_memalloc=False))
-    host.socket_memory.sk_set_memalloc(host.swap.sk)
-    host.fill_ring_from_reserve()
-    bridge = bridged(host, 1)
-    host.receive(None, 16, protocol=0x8137)
-    assert len(bridge.ports[0]) == forwarded

@@ -29,6 +29,7 @@ def unsupported(plan: ClientPlan) -> str | None:
         "driver": ("vector" if plan.driver == "linear" else plan.driver, "vector"),
         "copybreak": (plan.copybreak, 0),
         "tap": (plan.tap, None),
+        "virtual_machines": (len(plan.virtual_machines), 0),
         "gro": (plan.gro, False),
         "nbd_connections": (plan.nbd_connections, 1),
         "tls": (plan.tls, None),
