@@ -143,7 +143,7 @@ class Classifier:
             if tun := self._tuns.get((high, low)):
                 others.append(False)
                 codes.append(self._tun_code(tun, protocol))
-                tcp.append((0, 1, 0))
+                tcp.append((0, 1, size_low | size_high << 8))
                 continue
             others.append(status & STATUS_VLAN_VALID or not (high & 0x100 or (high, low) == self._mac))
             is_ip = protocol == ETH_P_IP
@@ -214,17 +214,21 @@ class Classifier:
         addressed = self._addressed(headers, block)
         ip_protocol = headers[:, 23]
         is_ip = protocols == ETH_P_IP
+        forwarded = self._forwarded(headers) if self._tuns else None
+        if forwarded is not None:
+            is_ip &= ~forwarded
         codes: Codes = np.where(is_ip & (ip_protocol == IPPROTO_UDP), self._udp_code[column(headers, 36, ">u2")], STACK)
         swap = is_ip & (ip_protocol == IPPROTO_TCP) & (column(headers, 34, ">u2") == self._server_port)
         swap &= column(headers, 26, ">u4") == self._server
         swap_streams = self._swap_streams(headers, codes, swap) if swap.any() else []
         streams = self._stream_segments(block, headers, codes, is_ip) if self._listeners else {}
+        if forwarded is not None:
+            codes[forwarded] = self._tun_codes(headers[forwarded], protocols[forwarded])
+            addressed |= forwarded
         stack = codes == STACK
         if stack.any():
             broadcast = headers[stack, 0] & 1 if self._tuns else np.zeros(np.count_nonzero(stack), np.uint8)
             codes[stack] = self._stack_codes(protocols[stack], np.where(is_ip, ip_protocol, 0)[stack], broadcast)
-        if self._tuns:
-            self._find_tuns(headers, protocols, codes, addressed)
         batch = self._batch(codes)
         if swap_streams:
             self._add_tcp(batch, block, headers, swap_streams)
@@ -289,14 +293,18 @@ class Classifier:
             self._kinds.append(Kind(protocol, None, stack_name(protocol, ip_protocol), broadcast))
         return code
 
-    def _find_tuns(self, headers: npt.NDArray[np.uint8], protocols: Codes, codes: Codes, addressed: Flags) -> None:
-        """Enter the frames for virtual machines, whatever is in them, into `codes` and `addressed`."""
+    def _forwarded(self, headers: npt.NDArray[np.uint8]) -> Flags:
+        """Which frames are for virtual machines, whatever is in them."""
         high, low = column(headers, 0, ">u2"), column(headers, 2, ">u4")
-        for (first, rest), tun in self._tuns.items():
-            mine = (low == rest) & (high == first)
-            addressed |= mine
-            for index in np.flatnonzero(mine).tolist():
-                codes[index] = self._tun_code(tun, int(protocols[index]))
+        forwarded = np.zeros(len(headers), np.bool_)
+        for first, rest in self._tuns:
+            forwarded |= (low == rest) & (high == first)
+        return forwarded
+
+    def _tun_codes(self, headers: npt.NDArray[np.uint8], protocols: Codes) -> list[int]:
+        high, low = column(headers, 0, ">u2"), column(headers, 2, ">u4")
+        frames = zip(high.tolist(), low.tolist(), protocols.tolist(), strict=True)
+        return [self._tun_code(self._tuns[first, rest], protocol) for first, rest, protocol in frames]
 
     def _tun_code(self, tun: Tun, protocol: int) -> int:
         code = self._tun_kinds.get((tun.name, protocol))

@@ -471,7 +471,7 @@ class EmulatedClient:
             "tcp_memory_allocated": self.tcp.memory_allocated,
             "TCPMemoryPressures": self.tcp.memory_pressures,
             "tap_rmem_alloc": 0 if self.tap is None else self.tap.sk.rmem_alloc,
-            "tun_queued": sum(len(each.tun) for each in self.virtual_machines),
+            "tun_queued": sum(each.tun.queued for each in self.virtual_machines),
             "tun_tx_dropped": sum(each.tun.tx_dropped for each in self.virtual_machines),
             "canary_received": self.canary.received,
             "swap_used": self.node.swap.inuse_pages,

@@ -29,7 +29,9 @@ class Tun:
         self._skb_memory = skb_memory
         self._queue = SkbQueue()
 
-    def __len__(self) -> int:
+    @property
+    def queued(self) -> int:
+        """Skbs that wait for the reader."""
         return len(self._queue)
 
     def tun_net_xmit(self, skb: SkBuff) -> DropReason:

@@ -52,7 +52,7 @@ def test_a_frame_for_a_machine_behind_the_bridge_goes_there_only() -> None:
     first, second = bridged(host, 2)
     verdicts = receive(host, to(second), Kind(ETH_P_IP, host.udp, "udp"), to(second))
     assert verdicts == [FORWARDED, DELIVERED, FORWARDED]
-    assert (len(first), len(second), len(host.udp.receive_queue)) == (0, 2, 1)
+    assert (first.queued, second.queued, len(host.udp.receive_queue)) == (0, 2, 1)
     assert host.tally == {(DELIVERED, "vm1", False): 2, (DELIVERED, "udp", False): 1}
 
 
@@ -92,7 +92,7 @@ def test_what_is_for_everybody_goes_up_the_stack_and_to_each_tap() -> None:
     host = Host()
     taps = bridged(host, 3)
     assert receive(host, asks_all(), asks_all()) == [DELIVERED] * 2
-    assert [len(tap) for tap in taps] == [2, 2, 2]
+    assert [tap.queued for tap in taps] == [2, 2, 2]
     assert host.tally == {(DELIVERED, "arp", False): 2}
     for tap in taps:
         tap.tun_do_read()
@@ -120,7 +120,7 @@ def test_clones_for_the_taps_come_from_the_reserve_if_the_frame_does(switches: S
     host.device.rx_handler = bridge.br_handle_frame
     receive(host, *[asks_all()] * 4)
     assert bool(bridge.clone_failed) == failed
-    assert sum(map(len, taps)) + bridge.clone_failed == 80
+    assert sum(tap.queued for tap in taps) + bridge.clone_failed == 80
 
 
 @pytest.mark.parametrize("reserve", [True, False])
@@ -130,4 +130,4 @@ def test_an_unlisted_protocol_is_forwarded_unless_it_lies_in_the_reserve(reserve
     assert receive(host, to(tap, ETH_P_IPX)) == [UNHANDLED_PROTO if reserve else FORWARDED]
     broadcast = receive(host, asks_all("ipx", ETH_P_IPX))
     assert broadcast == [UNHANDLED_PROTO]
-    assert len(tap) == (0 if reserve else 2)
+    assert tap.queued == (0 if reserve else 2)
