@@ -5,6 +5,7 @@ from __future__ import annotations
 from scripts.mutation.mutation import Mutation
 
 ALLOC = "tests/mm/test_page_alloc.py"
+BRIDGE = "tests/net/test_bridge.py"
 DEV = "tests/net/test_dev.py"
 DRIVER = "tests/net/test_rx_driver.py"
 GFP = "tests/mm/test_gfp.py"
@@ -469,5 +470,33 @@ PATCHES = (
         "without the patch nobody is counted",
         ("mm/throttle.py", "if self.switches.count_throttle:", "if True:"),
         THROTTLE,
+    ),
+    broken(
+        0,
+        "tap-filter",
+        "a frame for a virtual machine meets no filter: it is no socket's",
+        ("net/dev.py", "isinstance(kind.receiver, Tun) or (kind", "False or (kind"),
+        BRIDGE,
+    ),
+    broken(
+        0,
+        "tap-room",
+        "a tap whose queue is full drops",
+        ("net/tun.py", "if len(self._queue) >= self.tx_queue_len:", "if False:"),
+        BRIDGE,
+    ),
+    broken(
+        0,
+        "tap-holds",
+        "what a tap holds is free once it has been read, not before",
+        ("net/tun.py", "        self._queue.append(skb)\n", "        self._skb_memory.kfree_skb(skb)\n"),
+        BRIDGE,
+    ),
+    broken(
+        0,
+        "bridge-clones",
+        "what is for everybody is cloned for each virtual machine",
+        ("net/bridge.py", "        if kind.broadcast:\n", "        if False:\n"),
+        BRIDGE,
     ),
 )

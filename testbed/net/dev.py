@@ -556,7 +556,7 @@ class NetDevice:
         if reserve and kind.protocol not in self._protocols:
             verdict = self._unhandled(skb)
         elif self.rx_handler is not None and (taken := self.rx_handler(skb, kind)) is not None:
-            verdict = int(taken) or FORWARDED
+            verdict = FORWARDED if taken == DELIVERED else int(taken)
         else:
             verdict = self._deliver_skb(skb, batch, index, followers)
         self.softirq.pf_memalloc = pflags

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -238,6 +239,42 @@ def test_an_interruption_before_the_modules_are_there_is_one_line() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "testbed: interrupted\n")
+
+
+INTERRUPTED_SCRIPT = """
+import sys
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "testbed.experiment":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+from testbed import Topology
+"""
+
+
+def test_an_interruption_while_a_topology_script_imports_is_one_line(tmp_path: Path) -> None:
+    script = tmp_path / "lab.py"
+    script.write_text(INTERRUPTED_SCRIPT)
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "lab.py: interrupted\n")
+
+
+def test_a_program_that_only_imports_us_catches_its_own_interruption() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_SCRIPT],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in done.stderr
 
 
 def test_output_that_cannot_be_written_is_one_line() -> None:
