@@ -140,6 +140,10 @@ class Rules:
     )
 
 
+    # --- what can be read ---
+    names: Literal["3.6", "6.1"] = _rule("3.6", "the version whose names and formats /proc and the tracepoints have")
+
+
 NAMES = tuple(item.name for item in fields(Rules))
 
 V9 = Rules()
@@ -192,6 +196,7 @@ LINUX_6_1 = Rules(
     tcp_mem_share=16,
     protocol_8021ad=True,
     pfmemalloc_drop_is_rcvbuf_error=False,
+    names="6.1",
 )
 
 

@@ -23,6 +23,7 @@ ORACLES = "tests/mm/test_oracles.py"
 TCP = "tests/net/test_tcp_memory.py"
 PLAN = "tests/experiment/test_plan.py"
 PROC = "tests/hosts/test_proc_files.py"
+TRACE = "tests/hosts/test_tracepoints.py"
 VECTORS = "tests/test_vectors.py"
 WATERMARKS = "tests/mm/test_watermarks.py"
 ZONES = "tests/mm/test_zones.py"
@@ -120,13 +121,6 @@ KERNEL_RULES = (
     *_stuck("max_kswapd_failures", "mm/vmscan.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
     *_stuck("max_kswapd_failures", "mm/kswapd.py", "self.rules.max_kswapd_failures is not None", OFF_ON, VECTORS),
     *_stuck(
-        "max_kswapd_failures",
-        "hosts/proc_files.py",
-        "node.switches.rules.max_kswapd_failures is not None",
-        OFF_ON,
-        PROC,
-    ),
-    *_stuck(
         "throttle_ignores_unreclaimable",
         "mm/throttle.py",
         "self.switches.rules.throttle_ignores_unreclaimable",
@@ -173,6 +167,8 @@ KERNEL_RULES = (
     ),
     *_stuck("sk_rmem_schedule_pfmemalloc", "net/sk_mem.py", "rules.sk_rmem_schedule_pfmemalloc", OFF_ON, SK_MEM),
     *_stuck("tcp_mem_share", "net/sk_mem.py", "rules.tcp_mem_share", ("8", "16"), SK_MEM),
+    *_stuck("names", "hosts/proc_files.py", 'node.switches.rules.names == "6.1"', OFF_ON, PROC),
+    *_stuck("names", "hosts/tracepoints.py", "= rules.names", ('= "3.6"', '= "6.1"'), TRACE),
     *_stuck("protocol_8021ad", "net/dev.py", "rules.protocol_8021ad", OFF_ON, DEV),
     *_stuck(
         "pfmemalloc_drop_is_rcvbuf_error",

@@ -273,7 +273,7 @@ class EmulatedClient:
         if self.plan.trace is None:
             await self._run()
             return
-        with Tracepoints.to_files(self.plan.trace, self.plan.name, _now) as self.tracepoints:
+        with Tracepoints.to_files(self.plan.trace, self.plan.name, _now, self.plan.rules) as self.tracepoints:
             self.tracepoints.attach(self.node, self.device, self.netdev)
             await self._run()
 

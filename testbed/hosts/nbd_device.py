@@ -127,6 +127,7 @@ class NbdDevice:
         self, number: int, client: NbdClient, socket: SwapSocket, server: SameHostServer | None = None
     ) -> NbdSock:
         """Take over a connection in its transmission phase as `number`: the first one, or one in place of a dead one.
+        This is where patch 14 has `nbd_do_it` call `sk_set_memalloc`.
 
         `server` is its other end, if that is on this machine.
         Its socket stays SOCK_MEMALLOC for good: nothing here ever calls `sk_clear_memalloc`, as in 2012.
@@ -197,7 +198,9 @@ class NbdDevice:
                 self._fail_queued()
 
     async def _sock_xmit(self, channel: Channel, nsock: NbdSock) -> None:
-        """Send the next request, which may take until there is memory for it."""
+        """`sock_xmit` of the next request, which may take until there is memory for it. PF_MEMALLOC is set meanwhile
+        (patch 14; today `memalloc_noreclaim_save`).
+        """
         request = channel.hctx.take()
         thread = channel.thread
         request.sent_at = channel.blocked_since = asyncio.get_running_loop().time()

@@ -1,8 +1,8 @@
 """The model as its kernel would print it: /proc/vmstat, zoneinfo, buddyinfo, meminfo, swaps, net/snmp, net/netstat.
 
-Names, order and padding are those of 3.6, or of 6.1 for a kernel from 4.12 on. Lines whose values the model does not
-have are left out: readers of these files go by name. Counters that a kernel keeps for each zone, and the model for the
-machine, stand under the highest zone.
+Names, order and padding are those of 3.6 or of 6.1. Lines whose values the model does not have are left out: readers
+of these files go by name. Counters that a kernel keeps for each zone, and the model for the machine, stand under the
+highest zone.
 """
 
 from __future__ import annotations
@@ -199,4 +199,4 @@ def _table(protocol: str, netstat: NetStat, names: tuple[str, ...]) -> str:
 
 
 def _modern(node: Node) -> bool:
-    return node.switches.rules.max_kswapd_failures is not None
+    return node.switches.rules.names == "6.1"

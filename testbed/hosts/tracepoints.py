@@ -2,8 +2,8 @@
 
 Each model function that the kernel traces is wrapped on the object, so that a client that is not traced pays nothing
 and the models know nothing of it. Text goes to an `Ftrace`; what lasts, and what is counted, also to a `Timeline`.
-Names and fields are those of 3.6, but for mm_vmscan_throttled and nbd's, which are later; page allocation and freeing
-are in the text only.
+Names and fields are those of 3.6 or of 6.1, as far as the model knows them; nbd's, which 3.6 had not got, are there
+always. Page allocation and freeing are in the text only.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from testbed.mm.sched import Task
 from testbed.mm.stall import Reason, ReclaimThrottle
 from testbed.net.dev import NetDevice, Tally
 from testbed.net.drop_reason import SITES, DropReason
+from testbed.rules import Rules
 
 COUNTERS = ("nr_free_pages", "nr_writeback", "nr_throttled", "pswpin", "pswpout", "rx_ring_filled", "PFMemallocDrop")
 """What the timeline shows as curves."""
@@ -36,10 +37,12 @@ TEXT, TIMELINE = ".txt", ".perfetto-trace"
 
 
 class Tracepoints:
-    """Writes the events of one client. `clock` gives seconds."""
+    """Writes the events of one client, with the names and fields that the kernel of `rules` has. `clock` gives seconds.
+    """
 
-    def __init__(self, ftrace: Ftrace, timeline: Timeline, clock: Callable[[], float]) -> None:
+    def __init__(self, ftrace: Ftrace, timeline: Timeline, clock: Callable[[], float], rules: Rules) -> None:
         self._ftrace = ftrace
+        self._names = rules.names
         self._timeline = timeline
         self._clock = clock
         self._handles: dict[int, int] = {}
@@ -47,10 +50,10 @@ class Tracepoints:
 
     @classmethod
     @contextmanager
-    def to_files(cls, plan: TracePlan, host: str, clock: Callable[[], float]) -> Iterator[Tracepoints]:
+    def to_files(cls, plan: TracePlan, host: str, clock: Callable[[], float], rules: Rules) -> Iterator[Tracepoints]:
         """Tracepoints that write a text and a timeline of the client called `host`."""
         with Path(plan.prefix + TEXT).open("x") as text, Path(plan.prefix + TIMELINE).open("xb") as timeline:
-            yield cls(Ftrace(text), Timeline(timeline, host, plan.number), clock)
+            yield cls(Ftrace(text), Timeline(timeline, host, plan.number), clock, rules)
 
     def attach(self, node: Node, device: NbdDevice, netdev: NetDevice) -> None:
         """Trace these models from now on."""
@@ -178,7 +181,8 @@ class Tracepoints:
     def _do_try_to_free_pages(self, call: Callable[[ScanControl], Awaitable[int]]) -> Callable[..., Any]:
         async def traced(sc: ScanControl) -> int:
             name, flags = sc.current.name, show_gfp_flags(sc.gfp_mask)
-            self._say(sc.current, "mm_vmscan_direct_reclaim_begin", order=0, may_writepage=1, gfp_flags=flags)
+            writepage = {} if self._names == "6.1" else {"may_writepage": 1}
+            self._say(sc.current, "mm_vmscan_direct_reclaim_begin", order=sc.order, **writepage, gfp_flags=flags)
             self._timeline.begin(self._clock(), name, "direct reclaim", {"gfp_flags": flags})
             reclaimed = 0
             try:
@@ -216,9 +220,11 @@ class Tracepoints:
         return traced
 
     def _pageout(self, call: Callable[[Page, ScanControl], None]) -> Callable[[Page, ScanControl], None]:
+        name = "mm_vmscan_write_folio" if self._names == "6.1" else "mm_vmscan_writepage"
+
         def traced(page: Page, sc: ScanControl) -> None:
             call(page, sc)
-            self._say(sc.current, "mm_vmscan_writepage", pfn=page.pfn, flags="RECLAIM_WB_ANON|RECLAIM_WB_ASYNC")
+            self._say(sc.current, name, pfn=page.pfn, flags="RECLAIM_WB_ANON|RECLAIM_WB_ASYNC")
 
         return traced
 
@@ -251,7 +257,8 @@ class Tracepoints:
             before = wakes()
             woken = call(order)
             if wakes() != before:
-                self._mark("kswapd0", "mm_vmscan_wakeup_kswapd", nid=0, zid=0, order=order)
+                zone = {} if self._names == "6.1" else {"zid": 0}
+                self._mark("kswapd0", "mm_vmscan_wakeup_kswapd", nid=0, **zone, order=order)
             return woken
 
         return traced

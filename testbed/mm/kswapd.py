@@ -98,7 +98,8 @@ class Kswapd:
     def prepare_kswapd_sleep(self, order: int = 0) -> bool:
         """May kswapd sleep, having been woken for 2**order pages?
 
-        Not below a high watermark, nor (until 3.19) while a direct reclaimer is throttled.
+        Not below a high watermark, nor (until 3.19) while a direct reclaimer is throttled. Before 3.6 its reverse was
+        `sleeping_prematurely`.
         """
         pgdat = self.pgdat
         if pgdat.pfmemalloc_wait:

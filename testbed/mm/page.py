@@ -14,8 +14,8 @@ class Page:
 
     `mapping` and `index` name the pte that maps it (anonymous memory here is never shared); `swap_entry` is its
     slot while it is in the swap cache, 0 otherwise; `young` is the accessed bit of that pte, and `referenced` says that
-    a scan has found it set once before (6.1). `from_reserve` is how it
-    was allocated, `pfmemalloc` what patch 02 makes of that.
+    a scan has found it set once before (6.1). `from_reserve` is how it was allocated, `pfmemalloc` what patch 02 makes
+    of that (`set_page_pfmemalloc`, `page_is_pfmemalloc` from 4.1 on).
     """
 
     __slots__ = (

@@ -278,7 +278,9 @@ class PageAllocator(PageFreelists):
             self.vmstat.page_allocation_failure += 1
 
     async def _alloc_with_direct_reclaim(self, request: Request) -> Page | None:
-        """`__alloc_pages_direct_reclaim`, and the OOM killer if that came to nothing."""
+        """`__alloc_pages_direct_reclaim` (the scan itself is `__perform_reclaim`), and the OOM killer if that came to
+        nothing.
+        """
         progress = await self.try_to_free_pages(request.gfp_mask, request.current)
         await self.run_queue.let_favoured_run(request.current.nice)
         request.reclaimed += progress

@@ -18,8 +18,11 @@ class Task:
     """A task (or the context that interrupted it) as the page allocator sees it.
 
     `node` is the memory node of the CPU it runs on, `mempolicy` where it wants its memory instead (None: there), and
-    `rt_task` says that it has a real-time priority, `pf_wq_worker` that it serves a workqueue. `rss` and `swapents`
-    count its pages in RAM and in swap.
+    `rt_task` says that it has a real-time priority, `pf_wq_worker` that it serves a workqueue, `memdie` that the OOM
+    killer has chosen it (TIF_MEMDIE, `tsk_is_oom_victim`), `fatal_signal` that it has been killed, by whomever
+    (`fatal_signal_pending`). `hardirq`, `serving_softirq` and `bh_disabled` are the three parts of the preempt count:
+    `in_hardirq`, `in_serving_softirq`, and what `local_bh_disable` adds. `rss` and `swapents` count its pages in RAM
+    and in swap.
     """
 
     __slots__ = (
@@ -76,7 +79,8 @@ def do_softirq(current: Task, *, softirq_pf_memalloc: bool) -> Iterator[Task]:
     """`__do_softirq`: run a softirq on top of `current`.
 
     With patch 05 the handler starts without the interrupted task's PF_MEMALLOC, and the task gets its own value
-    back afterwards whatever the handler did; without it the flag is simply shared (and the allocator ignores it).
+    back afterwards whatever the handler did (`tsk_restore_flags`, now `current_restore_flags`); without it the flag is
+    simply shared (and the allocator ignores it).
     """
     saved = current.pf_memalloc
     if softirq_pf_memalloc:

@@ -210,6 +210,7 @@ class KmemCache(slab_common.KmemCache):
         self.pfmemalloc.active |= page.pfmemalloc
 
     def _new_free_slab(self, page: Page) -> Slab:
+        """`kmem_getpages`, from where the page has been allocated."""
         slab = self._new_slabs([page])[0]
         slab.free = slab.objects
         self.free_objects += slab.objects

@@ -19,7 +19,7 @@ class Slab:
     """One slab: `free` of its `objects` are unused. A reference to it stands for an object in it.
 
     `tail` holds the pages after the first. `misaligned` counts pointers to SLAB objects that callers got with bit 0
-    set. `rank` orders the slabs of SLUB's list of partial ones.
+    set. `rank` orders the slabs of SLUB's list of partial ones. `pfmemalloc` is what `slab_test_pfmemalloc` reads.
     """
 
     __slots__ = ("cache", "free", "misaligned", "objects", "page", "pfmemalloc", "rank", "tail")

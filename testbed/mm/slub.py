@@ -128,7 +128,8 @@ class KmemCache(slab_common.KmemCache):
         return self._cpu_slab is not None and self._cpu_slab.free > 0
 
     def _take_fast(self, count: int, gfp_mask: int, current: Task) -> list[Slab]:
-        """The fast path, `count` times at most: with patch 03 it does not ask whether the CPU slab is for the caller.
+        """The fast path, `count` times at most: with patch 03 it does not ask whether the CPU slab is for the caller
+        (`pfmemalloc_match`).
         """
         slab = self._cpu_slab
         if slab is None or not slab.free:
@@ -262,7 +263,9 @@ class KmemCache(slab_common.KmemCache):
         return self._get_partial_match and not allowed and self._partial.nr_pfmemalloc > 0
 
     def _load_partial(self, allowed: bool) -> bool:
-        """`__slab_alloc` from `new_slab` on: a CPU slab from the lists; False if they have none for the caller."""
+        """`__slab_alloc` (later `___slab_alloc`) from `new_slab` on, and `get_partial`: a CPU slab from the lists;
+        False if they have none for the caller.
+        """
         self._deactivate()
         empty: list[Slab] = []
         while self._cpu_partial:
@@ -316,7 +319,9 @@ class KmemCache(slab_common.KmemCache):
         return gfp_mask
 
     def _take_new(self, slab: Slab, gfp_mask: int, current: Task) -> Slab:
-        """Take the first object of a new slab; one that the caller may not use by now is put aside after that."""
+        """The end of `__slab_alloc` after `new_slab_objects`: take the first object. A slab that the caller may not
+        use by now is put aside after that.
+        """
         slab.free = slab.objects - 1
         self.inuse += 1
         self._deactivate()

@@ -577,7 +577,9 @@ class NetDevice:
         return UNHANDLED_PROTO
 
     def _packet_rcv(self, sockets: Sequence[Sock], skb: SkBuff) -> None:
-        """`packet_rcv`: each packet socket queues a clone within its receive buffer. It has no test for the reserve."""
+        """`packet_rcv`: each packet socket queues a clone within its receive buffer. Its filter (`run_filter`) has no
+        test for the reserve.
+        """
         for sk in sockets:
             if sk.rmem_alloc >= sk.rcvbuf:
                 continue
@@ -676,7 +678,9 @@ class NetDevice:
         return verdict
 
     def _tcp_v4_do_rcv(self, queue: TcpReceiveQueue, end_seq: int, skb: SkBuff) -> int:
-        """`tcp_v4_do_rcv`: receive buffer, the protocol's memory, queue until the reader has copied the data."""
+        """`tcp_v4_do_rcv`: receive buffer and the protocol's memory (`tcp_try_rmem_schedule`), then queue until the
+        reader has copied the data.
+        """
         sk = queue.sk
         verdict = DELIVERED
         if end_seq > queue.copied_seq:

@@ -1,4 +1,4 @@
-"""Where a received frame can end (enum skb_drop_reason, with the two ends that happen before there is an skb)."""
+"""Where a received frame can end (what `kfree_skb_reason` is told, with the two ends before there is an skb)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,9 @@ def merge(skb_memory: SkbMemory, segments: Iterable[SkBuff]) -> SkBuff:
 
 
 def _move_frags(skb_memory: SkbMemory, first: SkBuff, skb: SkBuff) -> None:
-    """Data in fragments changes hands. What is left is freed: the kernel reuses it, but never one in the reserve."""
+    """Data in fragments changes hands. What is left is freed: the kernel reuses it (`napi_reuse_skb`), but never one in
+    the reserve.
+    """
     first.frags = (*first.frags, *skb.frags)
     first.truesize += sum(frag.cache.object_size for frag in skb.frags)
     skb.frags = ()

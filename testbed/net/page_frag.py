@@ -162,7 +162,10 @@ class WholePages(FragPages):
 
 
 class NetdevPages(WholePages):
-    """Whole pages for the descriptors of a ring (`__netdev_alloc_page`, patch 11)."""
+    """Whole pages for the descriptors of a ring: `__netdev_alloc_page` of patch 11, merged as `__skb_alloc_page`, today
+    `__dev_alloc_pages`. What they say to an skb of theirs is `skb_propagate_pfmemalloc` (as posted
+    `propagate_pfmemalloc_skb`).
+    """
 
     def __init__(self, page_alloc: PageAllocator, netstat: NetStat) -> None:
         super().__init__(page_alloc)

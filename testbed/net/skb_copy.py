@@ -1,8 +1,8 @@
 """Copies of skbs (net/core/skbuff.c): what they cost, what they may use, and that they are marked as their original.
 
 A copy of an skb in reserve memory is requested as receive memory is (SKB_ALLOC_RX), so that with patch 09, while there
-are SOCK_MEMALLOC sockets, it may use the reserve. The header copy then takes over the mark, whatever memory the copy
-itself was given.
+are SOCK_MEMALLOC sockets, it may use the reserve. The header copy (`__copy_skb_header`) then takes over the mark,
+whatever memory the copy itself was given.
 """
 
 from __future__ import annotations

@@ -235,7 +235,7 @@ class SkbMemory:
         return gfp_mask | GFP_MEMALLOC if memalloc_socks and self.switches.skb_pfmemalloc else gfp_mask
 
     def alloc_rx_skbs(self, count: int, gfp_mask: int, current: Task, memalloc_socks: int) -> SkbColumns:
-        """`netdev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
+        """`netdev_alloc_skb`, `dev_alloc_skb` (SKB_ALLOC_RX), up to `count` times: fewer when memory runs out.
 
         When memory is low and new pages are needed they are made a slab of heads at a time: heads for the whole ring
         would leave none for data. Nor must fragments leave none for heads: what fails for many is tried again for
@@ -350,7 +350,7 @@ class SkbMemory:
             skb.pfmemalloc = True
 
     def skb_clone(self, skb: SkBuff, gfp_mask: int, current: Task) -> SkBuff | None:
-        """`skb_clone`: a second head on the same data, pfmemalloc like the first."""
+        """`skb_clone`: a second head on the same data, pfmemalloc like the first (`__copy_skb_header`)."""
         if skb.pfmemalloc and self.switches.skb_pfmemalloc:
             gfp_mask |= GFP_MEMALLOC
         head = self.skbuff_head_cache.alloc(gfp_mask, current)

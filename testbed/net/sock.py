@@ -197,7 +197,10 @@ class SocketMemory:
         self.memalloc_socks -= 1
 
     def sk_allocation(self, sk: Sock | None, gfp_mask: int) -> int:
-        """Patch 07's `sk_allocation(sk, gfp)`: add the socket's __GFP_MEMALLOC to a mask, which patch 08 has it do."""
+        """Patch 07's `sk_allocation(sk, gfp)`: add the socket's __GFP_MEMALLOC to a mask, which patch 08 has it do.
+
+        It was merged as `sk_gfp_atomic`, which always starts from GFP_ATOMIC, and is `sk_gfp_mask` since 4.4.
+        """
         if sk is None:
             return gfp_mask
         if not self.switches.sk_allocation:

@@ -69,8 +69,9 @@ class TcpSendQueue:
     async def tcp_sendmsg(self, size: int, current: Task, push: Callable[[], None]) -> None:
         """Take the memory to queue `size` bytes: waits for send buffer space and, if it must, for memory.
 
-        Before any wait `push` is called, to send what has its memory already. A request that fails (a PF_MEMALLOC
-        caller's, or one beyond tcp_mem) is repeated later (`sk_stream_wait_memory`).
+        It may queue while less than the send buffer is in use (`sk_stream_memory_free`). Before any wait `push` is
+        called, to send what has its memory already. A request that fails (a PF_MEMALLOC caller's, or one beyond
+        tcp_mem) is repeated later (`sk_stream_wait_memory`).
         Raises BrokenPipeError when the socket has been shut down.
         """
         end = self.write_seq + size
@@ -84,7 +85,8 @@ class TcpSendQueue:
                 await self.sk_wmem_wait.wait(STREAM_WAIT_MEMORY, current.nice)
 
     async def _add_skb(self, size: int, current: Task, push: Callable[[], None]) -> bool:
-        """Queue one skb for up to `size` bytes; False when there was no memory for even one page of data.
+        """Queue one skb (`sk_stream_alloc_skb`) for up to `size` bytes; False when there was no memory for even one
+        page of data.
 
         Only for its first page does it wait: an skb that has some data goes out before that.
         """
@@ -185,7 +187,9 @@ class TcpSendQueue:
 def send_control_packets(
     count: int, sk: Sock | None, skb_memory: SkbMemory, socket_memory: SocketMemory, current: Task
 ) -> int:
-    """How many of `count` small packets of the stack itself (`tcp_send_ack`, an ARP or ICMP reply) find an skb.
+    """How many of `count` small packets of the stack itself find an skb: for a socket `tcp_send_ack`, `tcp_connect`,
+    `tcp_make_synack`, `tcp_send_fin`, `tcp_send_active_reset` and `tcp_xmit_probe_skb`; without one an ARP or ICMP
+    reply (`sock_alloc_send_skb`).
 
     Each lives until the NIC has sent it, which here is at once, so one after the other reuses the same memory.
     """
@@ -200,7 +204,7 @@ def send_control_packets(
 
 
 def tcp_retransmit_skb(count: int, skb_memory: SkbMemory, netstat: NetStat, current: Task) -> int:
-    """How many of `count` segments that are sent once more find an skb for their clone.
+    """How many of `count` segments that are sent once more find an skb for their clone (`__tcp_transmit_skb`).
 
     They go out from a timer or an acknowledgement's softirq, with GFP_ATOMIC and without the socket's __GFP_MEMALLOC.
     What finds none waits for the next timeout, which comes after twice the time.

@@ -20,6 +20,7 @@ from testbed.hosts.ftrace import HEADER, Ftrace, show_gfp_flags
 from testbed.hosts.timeline import Timeline
 from testbed.hosts.tracepoints import Tracepoints
 from testbed.mm.gfp import GFP_ATOMIC, GFP_KERNEL, GFP_MEMALLOC, GFP_NOFS, GFP_NOIO, GFP_NOWARN
+from testbed.mm.scan_control import ScanControl
 from testbed.mm.sched import Task
 from testbed.patches import PRESETS, Switches
 from tests.mm.machine import Machine, machine_64m
@@ -129,9 +130,10 @@ def attached(switches: Switches) -> tuple[Machine, Callable[[str], list[str]]]:
     """A traced machine, and what was said under a name."""
     text = io.StringIO()
     machine = machine_64m(switches)
-    tracepoints = Tracepoints(Ftrace(text), Timeline(io.BytesIO(), "client", 0), lambda: 0.0)
+    tracepoints = Tracepoints(Ftrace(text), Timeline(io.BytesIO(), "client", 0), lambda: 0.0, switches.rules)
     tracepoints._attach_page_alloc(machine.node)
     tracepoints._attach_vmscan(machine.node)
+    tracepoints._attach_kswapd(machine.node)
 
     def said(name: str) -> list[str]:
         found = [LINE.fullmatch(line) for line in text.getvalue().removeprefix(HEADER).splitlines()]
@@ -167,6 +169,30 @@ def test_who_waits_for_isolated_pages_says_so_from_5_16_on(preset: str, lines: i
             await stall.too_many_isolated(task, 0)
         expected = ["nid=0 usec_timeout=20000 usect_delayed=0 reason=VMSCAN_THROTTLE_ISOLATED"] * lines
         assert said("mm_vmscan_throttled") == expected
+
+    simulate(main())
+
+
+@pytest.mark.parametrize(
+    ("preset", "begin", "wakeup", "write"),
+    [
+        ("3.6", "order=0 may_writepage=1 gfp_flags=GFP_KERNEL", "nid=0 zid=0 order=0", "mm_vmscan_writepage"),
+        ("6.1", "order=0 gfp_flags=GFP_KERNEL", "nid=0 order=0", "mm_vmscan_write_folio"),
+    ],
+)
+def test_a_tracepoint_has_the_name_and_the_fields_of_its_kernel(
+    preset: str, begin: str, wakeup: str, write: str
+) -> None:
+    async def main() -> None:
+        machine, said = attached(Switches(rules=PRESETS[preset].rules))
+        machine.node.page_alloc.wakeup_kswapd(0)
+        (page,) = machine.node.page_alloc.alloc_pages_nowait(1, GFP_KERNEL, Task("user"))
+        sc = ScanControl(GFP_KERNEL, Task("user"), 1)
+        machine.node.vmscan._pageout(page, sc)
+        await machine.node.vmscan._do_try_to_free_pages(sc)
+        assert said("mm_vmscan_direct_reclaim_begin") == [begin]
+        assert said("mm_vmscan_wakeup_kswapd")[0] == wakeup
+        assert said(write) == [f"pfn={page.pfn:#x} flags=RECLAIM_WB_ANON|RECLAIM_WB_ASYNC"]
 
     simulate(main())
 
