@@ -1,4 +1,4 @@
-"""The lab against its yardsticks: floods, packet rings and host set-up, each beside C, scapy, iproute2 or a bridge.
+"""The lab against its yardsticks: floods and host set-up, beside C, scapy and iproute2. Other modules measure in it.
 
 The two sides of a ratio run in turn, repetition by repetition, and the medians are compared, so that a machine that
 is slow for a while is slow for both. Everything happens in namespaces made here. Run it by itself as root, with
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import select
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -22,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.hosts.messages import Finished, Ready, Shutdown
+from testbed.hosts.messages import Finished, Ready
 from testbed.lab.errors import LabError
 from testbed.lab.flood import Flood
 from testbed.lab.hosts import HostPort, add_hosts
-from testbed.lab.link import add_bridge, add_veth, interface_statistics, set_address, set_up, wait_up
+from testbed.lab.link import add_bridge, add_veth, set_address, set_up, wait_up
 from testbed.lab.namespace import NetworkNamespace, wait_gone
 from testbed.lab.packet_ring import PacketRing
 from testbed.lab.packet_sender import PacketSender
@@ -38,6 +37,7 @@ MAC_A, MAC_B = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
 ENDS = Endpoints(MAC_A, MAC_B, "10.0.0.1", "10.0.0.2")
 SECONDS = 0.5
 HOSTS = 100
+RELAY_SLOTS = 256
 
 Row = dict[str, Any]
 
@@ -209,99 +209,10 @@ def _kernel_removes_namespaces() -> None:
     wait_gone([NetworkNamespace.create()])
 
 
-def receive_rows(repetitions: int = 5) -> list[Row]:
-    """Rings against C recvfrom (drop) and a kernel bridge (deliver, TCP); for the benchmark of the receive path."""
-    return [*drop_rows(repetitions), *deliver_rows(repetitions), tcp_row(repetitions)]
-
-
-def drop_rows(repetitions: int) -> list[Row]:
-    """kpps a single receiver takes and drops per CPU-second while C floods it as fast as it can."""
-    frame = build("ethertype", ENDS, [9], 64)[0].frame.hex()
-    with forwarding_path(bridge=False) as path, ExitStack() as stack:
-        send = stack.enter_context(compiled_peer("sendmmsg"))
-        receive = stack.enter_context(compiled_peer("recv_loop"))
-
-        @contextmanager
-        def flooded() -> Iterator[None]:
-            with path.a.entered():
-                source = subprocess.Popen([send, "eth0", frame, "1000"], stdout=subprocess.DEVNULL)
-            try:
-                yield
-            finally:
-                source.kill()
-                source.wait()
-
-        def c() -> float:
-            with flooded():
-                count, elapsed, _ = run_inside(path.middle, [receive, "left", str(SECONDS)])
-            return count / elapsed / 1000
-
-        def ours() -> float:
-            with flooded():
-                return run_child(path.middle, _drop_loop)
-
-        kpps = interleaved(repetitions, {"ours": ours, "c": c})
-    detail = f"live C flood of 64-byte frames; recvfrom in C: {kpps['c']:.0f} kpps"
-    return [
-        row("rx_drop_kpps", kpps["ours"], "kpps", "received from a live flood and dropped, wall time"),
-        row("rx_drop_ratio_to_c", kpps["ours"] / kpps["c"], "ratio", detail),
-    ]
-
-
-def _drop_loop() -> float:
-    count, started = 0, time.monotonic()
-    with PacketRing("left", slots=8192) as ring, select.epoll() as poller:
-        poller.register(ring, select.EPOLLIN)
-        while time.monotonic() < started + SECONDS:
-            poller.poll(0.02)
-            while (block := ring.ready(256)) is not None:
-                count += block.count
-                ring.release(block)
-        return count / (time.monotonic() - started) / 1000
-
-
-def deliver_rows(repetitions: int) -> list[Row]:
-    """kpps that arrive at the far host while C floods the near end: through a ring and through a kernel bridge."""
-    frame = build("ethertype", ENDS, [9], 64)[0].frame.hex()
-    with compiled_peer("sendmmsg") as send, ExitStack() as stack:
-        ringed = stack.enter_context(forwarding_path(bridge=False))
-        bridged = stack.enter_context(forwarding_path(bridge=True))
-
-        def arriving(path: Forwarding) -> float:
-            before, started = interface_statistics(path.b, "eth0")["rx_packets"], time.monotonic()
-            run_inside(path.a, [send, "eth0", frame, str(SECONDS)])
-            elapsed = time.monotonic() - started
-            return (interface_statistics(path.b, "eth0")["rx_packets"] - before) / elapsed / 1000
-
-        def ours() -> float:
-            with relaying(ringed, gso=False):
-                return arriving(ringed)
-
-        kpps = interleaved(repetitions, {"ours": ours, "bridge": lambda: arriving(bridged)})
-    detail = f"live C flood of 64-byte frames; kernel bridge: {kpps['bridge']:.0f} kpps"
-    return [
-        row("rx_deliver_kpps", kpps["ours"], "kpps", "ring to a second veth, live flood, wall time"),
-        row("rx_deliver_ratio_to_bridge", kpps["ours"] / kpps["bridge"], "ratio", detail),
-    ]
-
-
-def tcp_row(repetitions: int) -> Row:
-    """One TCP stream, offloads on: through two gso rings and through a kernel bridge."""
-    with forwarding_path(bridge=False) as ringed, forwarding_path(bridge=True) as bridged:
-
-        def ours() -> float:
-            with relaying(ringed, gso=True):
-                return tcp_gbit(ringed)
-
-        gbit = interleaved(repetitions, {"ours": ours, "bridge": lambda: tcp_gbit(bridged)})
-    detail = f"ours {gbit['ours']:.1f}, kernel bridge {gbit['bridge']:.1f} Gbit/s, {SECONDS:g} s each"
-    return row("tcp_gso_ratio_to_bridge", gbit["ours"] / gbit["bridge"], "ratio", detail)
-
-
 @contextmanager
-def relaying(path: Forwarding, *, gso: bool) -> Iterator[None]:
-    """A process in the middle passes frames between left and right through two packet rings."""
-    host = HostProcess("relay", _relay_main, gso, [path.middle]).start()
+def relaying(path: Forwarding) -> Iterator[None]:
+    """A process in the middle passes frames between left and right through two packet rings, segments whole."""
+    host = HostProcess("relay", _relay_main, None, [path.middle]).start()
     try:
         host.wait_ready()
         yield
@@ -309,62 +220,26 @@ def relaying(path: Forwarding, *, gso: bool) -> Iterator[None]:
         host.close()
 
 
-def _relay_main(channel: Any, gso: bool) -> None:
-    slots = 256 if gso else 8192
+def _relay_main(channel: Any, _: None) -> None:
     with ExitStack() as stack:
-        rings = [stack.enter_context(PacketRing(port, slots=slots, gso=gso)) for port in ("left", "right")]
-        senders = [stack.enter_context(PacketSender(port, gso=gso)) for port in ("right", "left")]
+        rings = [stack.enter_context(PacketRing(port, slots=RELAY_SLOTS, gso=True)) for port in ("left", "right")]
+        senders = [stack.enter_context(PacketSender(port, gso=True)) for port in ("right", "left")]
         poller = stack.enter_context(select.epoll())
         ways = {ring.fileno(): (ring, sender) for ring, sender in zip(rings, senders, strict=True)}
         for fd in (*ways, channel.fileno()):
             poller.register(fd, select.EPOLLIN)
         channel.send(Ready("relay"))
         while True:
-            for fd, _ in poller.poll():
+            for fd, _events in poller.poll():
                 if fd not in ways:
                     return
                 ring, sender = ways[fd]
-                if (block := ring.ready(256)) is not None:
+                if (block := ring.ready(RELAY_SLOTS)) is not None:
                     sender.send(block)
                     ring.release(block)
 
 
-def tcp_gbit(path: Forwarding) -> float:
-    """Gbit/s of one TCP stream from a to b over SECONDS, as received."""
-    sink = HostProcess("sink", _tcp_sink, None, [path.b]).start()
-    try:
-        port = sink.wait_ready().facts["port"]
-        run_child(path.a, lambda: _tcp_source(port))
-        message = sink.channel.recv()
-    finally:
-        sink.close()
-    return float(message.report["bytes"]) * 8e-9 / SECONDS
-
-
-def _tcp_sink(channel: Any, _: None) -> None:
-    buffer, received = bytearray(1 << 20), 0
-    with socket.create_server(("10.0.0.2", 0)) as server:
-        channel.send(Ready("sink", {"port": server.getsockname()[1]}))
-        with server.accept()[0] as connection:
-            end = time.monotonic() + SECONDS
-            while (got := connection.recv_into(buffer)) and time.monotonic() < end:
-                received += got
-    channel.send(Finished("sink", {"bytes": received}))
-    while not isinstance(channel.recv(), Shutdown):
-        pass
-
-
-def _tcp_source(port: int) -> float:
-    data, sent = bytes(1 << 20), 0
-    with socket.create_connection(("10.0.0.2", port)) as connection:
-        try:
-            while True:
-                sent += connection.send(data)
-        except OSError:
-            return float(sent)
-
-
 if __name__ == "__main__":
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    for line in [*rows(count), *receive_rows(count)]:
+    for line in rows(count):
         print(json.dumps(line))
