@@ -151,14 +151,12 @@ class Vmscan:
         """Move pages from the tail of the active list to the head of the inactive one, accessed or not (3.6)."""
         active, inactive = lruvec.zone.active_anon, lruvec.zone.inactive_anon
         moved = min(nr_to_scan, len(active))
-        rotated = 0
-        for _ in range(moved):
-            page, _none = active.popitem(last=False)
-            rotated += page.young
+        pages = [active.popitem(last=False)[0] for _ in range(moved)]
+        lruvec.recent_scanned[0] += moved
+        lruvec.recent_rotated[0] += sum([page.young for page in pages])
+        for page in pages:
             page.young = page.active = False
             inactive[page] = None
-        lruvec.recent_scanned[0] += moved
-        lruvec.recent_rotated[0] += rotated
         self.vmstat.pgrefill += moved
         self.vmstat.pgdeactivate += moved
 
@@ -209,10 +207,12 @@ class Vmscan:
         may_io = sc.may_io
         freed: list[Page] = []
         kept: list[Page] = []
+        if waiting := [page for page in pages if page.writeback]:
+            self._still_in_writeback(waiting, sc)
+            if len(waiting) == len(pages):
+                return freed, pages
         for page in pages:
-            if page.writeback:
-                self._still_in_writeback(page, sc)
-            elif page.locked or page.pins:
+            if page.writeback or page.locked or page.pins:
                 pass
             elif page.young:
                 self._page_referenced(page)
@@ -230,15 +230,16 @@ class Vmscan:
             kept.append(page)
         return freed, kept
 
-    def _still_in_writeback(self, page: Page, sc: ScanControl) -> None:
-        """Its end is to move the page to where the next scan begins; 6.1 keeps it out of the way until then."""
-        if page.reclaim and sc.kswapd and self.pgdat.writeback:
-            sc.nr_immediate += 1
-        else:
+    def _still_in_writeback(self, pages: list[Page], sc: ScanControl) -> None:
+        """Its end is to move a page to where the next scan begins; 6.1 keeps it out of the way until then."""
+        immediate = sum([page.reclaim for page in pages]) if sc.kswapd and self.pgdat.writeback else 0
+        sc.nr_immediate += immediate
+        sc.nr_writeback += len(pages) - immediate
+        activates = self.rules.writeback_activates
+        for page in pages:
             page.reclaim = True
-            sc.nr_writeback += 1
-        if self.rules.writeback_activates:
-            self._activate(page)
+            page.active |= activates
+        self.vmstat.pgactivate += len(pages) if activates else 0
 
     def _page_referenced(self, page: Page) -> None:
         """`page_check_references`: a page that starts active is used again; one that starts inactive must be twice."""

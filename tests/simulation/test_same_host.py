@@ -56,8 +56,7 @@ def test_an_ordinary_server_waits_for_swap_which_waits_for_it(cache: str, patche
 
 def test_a_server_that_may_go_deeper_than_all_others_mostly_goes_on() -> None:
     """Mostly: nbd itself is no better off than anybody, and may be the one that finds no memory."""
-    sizes = ("32M", "40M")
-    outcomes = [judge(run(STOCK, memory, cache="none", realtime=True).evidence).outcome for memory in sizes]
+    outcomes = (judge(run(STOCK, memory, cache="none", realtime=True).evidence).outcome for memory in ("32M", "40M"))
     assert "pass" in outcomes
 
 
