@@ -1,7 +1,6 @@
 """Swap over the network under memory pressure, on emulated hosts with real sockets."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +59,8 @@ def __getattr__(name: str) -> object:
 
 def _script() -> str | None:
     """The topology script that this program is. One that has just begun cannot catch an interruption itself."""
+    from pathlib import Path
+
     main = sys.modules["__main__"]
     file = Path(getattr(main, "__file__", None) or "")
     return file.name if main.__spec__ is None and file.suffix == ".py" else None

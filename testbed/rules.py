@@ -138,8 +138,6 @@ class Rules:
     pfmemalloc_drop_is_rcvbuf_error: bool = _rule(
         True, "a dropped reserve datagram also counts as RcvbufErrors (no counter of its own until 4.11)"
     )
-
-
     # --- what can be read ---
     names: Literal["3.6", "6.1"] = _rule("3.6", "the version whose names and formats /proc and the tracepoints have")
 

@@ -78,15 +78,20 @@ def run_inside(namespace: NetworkNamespace, argv: Sequence[str | Path]) -> list[
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
-def run_child(namespace: NetworkNamespace, work: Callable[[], float]) -> float:
+def run_reporting(namespace: NetworkNamespace, work: Callable[[], dict[str, float]]) -> dict[str, float]:
     """What `work()` returns in a process of its own in a namespace. Raises LabError when it fails."""
-    host = HostProcess("side", lambda channel, _: channel.send(Finished("side", {"value": work()})), None, [namespace])
+    host = HostProcess("side", lambda channel, _: channel.send(Finished("side", dict(work()))), None, [namespace])
     with host.start().channel as channel:
         message = channel.recv()
         host.stop()
     if not isinstance(message, Finished):
         raise LabError(message.message)
-    return float(message.report["value"])
+    return message.report
+
+
+def run_child(namespace: NetworkNamespace, work: Callable[[], float]) -> float:
+    """`run_reporting` for one number."""
+    return run_reporting(namespace, lambda: {"value": work()})["value"]
 
 
 @dataclass(frozen=True, slots=True)

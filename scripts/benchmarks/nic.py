@@ -36,6 +36,7 @@ from scripts.benchmarks.lab import (
     relaying,
     row,
     run_inside,
+    run_reporting,
 )
 from testbed.hosts.classifier import Classifier
 from testbed.hosts.ledger import Ledger
@@ -78,7 +79,8 @@ class NoDisk:
 
 
 class Host:
-    """A NIC between left and right of a forwarding path, and the model it asks; make it in the middle namespace.
+    """A NIC between left and right of a forwarding path, and the model it asks; make it in the middle namespace. Its
+    slabs are of one page, as a run's with the rules of V9 are.
 
     With `scarce` memory free pages stay at half of min or below, so that receive buffers come from the reserve. The
     few that patch 03's unchecked fast path takes from a CPU slab of the reserve, unmarked, end at a full socket.
@@ -132,17 +134,6 @@ class Host:
 def rows(repetitions: int = 5) -> list[Row]:
     """All rows of the NIC."""
     return [drop_row(repetitions), deliver_row(repetitions), *tcp_rows(repetitions)]
-
-
-def run_reporting(namespace: NetworkNamespace, work: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What `work()` returns in a process of its own in a namespace. Raises LabError when it fails."""
-    host = HostProcess("side", lambda channel, _: channel.send(Finished("side", dict(work()))), None, [namespace])
-    with host.start().channel as channel:
-        message = channel.recv()
-        host.stop()
-    if not isinstance(message, Finished):
-        raise LabError(message.message)
-    return message.report
 
 
 def medians(repetitions: int, sides: dict[str, Callable[[], dict[str, float]]]) -> dict[str, dict[str, float]]:

@@ -168,7 +168,7 @@ KERNEL_RULES = (
     *_stuck("sk_rmem_schedule_pfmemalloc", "net/sk_mem.py", "rules.sk_rmem_schedule_pfmemalloc", OFF_ON, SK_MEM),
     *_stuck("tcp_mem_share", "net/sk_mem.py", "rules.tcp_mem_share", ("8", "16"), SK_MEM),
     *_stuck("names", "hosts/proc_files.py", 'node.switches.rules.names == "6.1"', OFF_ON, PROC),
-    *_stuck("names", "hosts/tracepoints.py", "= rules.names", ('= "3.6"', '= "6.1"'), TRACE),
+    *_stuck("names", "hosts/tracepoints.py", 'rules.names == "6.1"', OFF_ON, TRACE),
     *_stuck("protocol_8021ad", "net/dev.py", "rules.protocol_8021ad", OFF_ON, DEV),
     *_stuck(
         "pfmemalloc_drop_is_rcvbuf_error",

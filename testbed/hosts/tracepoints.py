@@ -42,7 +42,7 @@ class Tracepoints:
 
     def __init__(self, ftrace: Ftrace, timeline: Timeline, clock: Callable[[], float], rules: Rules) -> None:
         self._ftrace = ftrace
-        self._names = rules.names
+        self._modern = rules.names == "6.1"
         self._timeline = timeline
         self._clock = clock
         self._handles: dict[int, int] = {}
@@ -181,7 +181,7 @@ class Tracepoints:
     def _do_try_to_free_pages(self, call: Callable[[ScanControl], Awaitable[int]]) -> Callable[..., Any]:
         async def traced(sc: ScanControl) -> int:
             name, flags = sc.current.name, show_gfp_flags(sc.gfp_mask)
-            writepage = {} if self._names == "6.1" else {"may_writepage": 1}
+            writepage = {} if self._modern else {"may_writepage": 1}
             self._say(sc.current, "mm_vmscan_direct_reclaim_begin", order=sc.order, **writepage, gfp_flags=flags)
             self._timeline.begin(self._clock(), name, "direct reclaim", {"gfp_flags": flags})
             reclaimed = 0
@@ -220,7 +220,7 @@ class Tracepoints:
         return traced
 
     def _pageout(self, call: Callable[[Page, ScanControl], None]) -> Callable[[Page, ScanControl], None]:
-        name = "mm_vmscan_write_folio" if self._names == "6.1" else "mm_vmscan_writepage"
+        name = "mm_vmscan_write_folio" if self._modern else "mm_vmscan_writepage"
 
         def traced(page: Page, sc: ScanControl) -> None:
             call(page, sc)
@@ -257,7 +257,7 @@ class Tracepoints:
             before = wakes()
             woken = call(order)
             if wakes() != before:
-                zone = {} if self._names == "6.1" else {"zid": 0}
+                zone = {} if self._modern else {"zid": 0}
                 self._mark("kswapd0", "mm_vmscan_wakeup_kswapd", nid=0, **zone, order=order)
             return woken
 

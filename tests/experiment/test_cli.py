@@ -204,75 +204,51 @@ def test_an_option_of_the_topology(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert rig.options[0].patches == frozenset()
 
 
+def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, to its end; it finds the project."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
 def test_a_script_run_directly_takes_the_same_options() -> None:
-    done = subprocess.run(
-        [sys.executable, SWAP_FLOOD, "--without", "99"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(SWAP_FLOOD, "--without", "99")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("swap_flood.py: there is no patch 99")
     assert done.stderr.count("\n") == 1
 
 
-INTERRUPTED_IMPORT = """
+INTERRUPTED = """
 import sys
-from testbed import cli
-assert {name for name in sys.modules if name.startswith("testbed")} == {"testbed", "testbed.cli"}
 class Interrupted:
     def find_spec(self, name, *_):
         if name == "testbed.experiment":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupted())
+"""
+INTERRUPTED_IMPORT = f"""{INTERRUPTED}
+from testbed import cli
+assert {{name for name in sys.modules if name.startswith("testbed")}} == {{"testbed", "testbed.cli"}}
 sys.exit(cli.main(["patches"]))
+"""
+INTERRUPTED_SCRIPT = f"""{INTERRUPTED}
+from testbed import Topology
 """
 
 
 def test_an_interruption_before_the_modules_are_there_is_one_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_IMPORT],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", INTERRUPTED_IMPORT)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "testbed: interrupted\n")
-
-
-INTERRUPTED_SCRIPT = """
-import sys
-class Interrupted:
-    def find_spec(self, name, *_):
-        if name == "testbed.experiment":
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Interrupted())
-from testbed import Topology
-"""
 
 
 def test_an_interruption_while_a_topology_script_imports_is_one_line(tmp_path: Path) -> None:
     script = tmp_path / "lab.py"
     script.write_text(INTERRUPTED_SCRIPT)
-    done = subprocess.run(
-        [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(script)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "lab.py: interrupted\n")
 
 
 def test_a_program_that_only_imports_us_catches_its_own_interruption() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_SCRIPT],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", INTERRUPTED_SCRIPT)
     assert done.returncode == -signal.SIGINT
     assert "KeyboardInterrupt" in done.stderr
 

@@ -110,13 +110,13 @@ def test_without_the_series_buffers_too_small_to_hold_the_reserve_mostly_let_it_
     half = Overrides(preset="vanilla", memory=32 << 20, workload_total=64 << 20)
     small = replace(half, bystander_buffer=16 << 10)
 
-    def finished(overrides: Overrides, seeds: Sequence[int]) -> int:
-        runs = [report(run(resolve(topology, overrides), frozenset(), seed)) for seed in seeds]
+    def finished(overrides: Overrides) -> int:
+        runs = [report(run(resolve(topology, overrides), frozenset(), seed)) for seed in range(1, 4)]
         assert all(each["workload"]["corrupt"] == 0 for each in runs)
         return sum(each["workload"]["finished_tasks"] == each["workload"]["tasks"] for each in runs)
 
-    assert finished(half, [1]) == 0
-    assert finished(small, [1, 2, 3]) >= 2
+    assert finished(half) == 0
+    assert finished(small) >= 2
 
 
 def test_without_a_flood_nothing_is_dropped() -> None:
