@@ -114,6 +114,11 @@ class Rules:
         "kernel does that; of 3.4 it is told that without the series small receive buffers let it finish, which it "
         "does here only without this; 6.1 was seen to hang)",
     )
+    sk_page_frag_order: int = _rule(
+        0,
+        "order of the pages that a TCP sender copies into, tried first (3.7: 32 KiB, and filled again from the start "
+        "when all of it is acknowledged)",
+    )
     rx_buffer: Literal["kmalloc", "fragment"] = _rule(
         "kmalloc", "a linear receive buffer is a slab object, or (3.5) cut from a page"
     )
@@ -129,6 +134,9 @@ class Rules:
     )
     sk_add_backlog_filter: bool = _rule(
         False, "a reserve packet for a busy ordinary socket is dropped, not put on its backlog (4.3; a BUG before)"
+    )
+    udp_backlog: bool = _rule(
+        True, "a datagram for a socket that a task owns waits in its backlog (4.10: it is queued at once)"
     )
     sk_rmem_schedule_pfmemalloc: bool = _rule(
         False, "a reserve packet for the swap socket may exceed tcp_mem (with the swap-over-NFS series, 3.6)"
@@ -184,12 +192,14 @@ LINUX_6_1 = Rules(
     shared_tags=True,
     max_sectors_kb=128,
     sendmsg_waits_locked=True,
+    sk_page_frag_order=3,
     rx_buffer="fragment",
     build_skb_pfmemalloc=True,
     page_frag_order=3,
     page_frag_recovery=True,
     receive_needs_memalloc_socks=True,
     sk_add_backlog_filter=True,
+    udp_backlog=False,
     sk_rmem_schedule_pfmemalloc=True,
     tcp_mem_share=16,
     protocol_8021ad=True,

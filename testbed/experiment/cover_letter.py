@@ -21,16 +21,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.experiment import preflight
-from testbed.experiment.arguments import Parser, RunOptions, add_condition_options, options_from
+from testbed.experiment.arguments import Parser, RunOptions, add_condition_options, count, options_from
 from testbed.experiment.command import CANNOT_RUN, EXPECTED, UNEXPECTED
 from testbed.experiment.errors import CannotRun
-from testbed.experiment.execution import attempt, on_real_sockets, on_virtual_time
+from testbed.experiment.execution import Job, OneByOne, Workers, on_real_sockets, on_virtual_time
 from testbed.experiment.plan import resolve
 from testbed.experiment.report import STYLES, seconds, wide
 from testbed.experiment.result import Result
 from testbed.experiment.topology import SLAB_ALLOCATORS, Topology, TopologyError
 from testbed.hosts.plan import ClientHost, SlabAllocator
+from testbed.net.tcp_timer import TCP_RTO_MAX
 from testbed.patches import PRESETS, PatchError
+
+TIME_LIMIT_S = 7200.0
+"""The letter's own test took more than an hour."""
+STALL_LIMIT_S = TCP_RTO_MAX + 30
+"""Without the series a segment that is sent again may be what the host goes on with, for a while: what stands still for
+less than TCP waits before that has not locked up.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +104,12 @@ def main(topology: Topology, argv: Sequence[str]) -> int:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     space = _parser().parse_args(argv)
-    run_once = on_virtual_time if space.simulate else on_real_sockets
     try:
         common = options_from(space, f"{topology.name}.py", argv)
         _check(topology, common, space.simulate)
         console = wide(Console(stderr=common.json))
         directory = common.out or Path("runs") / f"{topology.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        results = {}
-        for case in cases(space.slab, ("kernel", "emulated") if space.host == "kernel" else (space.host,)):
-            console.print(f"{case.name} ...", highlight=False)
-            results[case] = attempt(run_once, topology, case.options(common, directory))
+        results = _carry_out(space, topology, common, directory, console)
     except (CannotRun, PatchError, TopologyError) as error:
         print(f"testbed: {error}", file=sys.stderr)
         return CANNOT_RUN
@@ -119,10 +123,34 @@ def main(topology: Topology, argv: Sequence[str]) -> int:
     return status(results)
 
 
+def _carry_out(
+    space: argparse.Namespace, topology: Topology, common: RunOptions, directory: Path, console: Console
+) -> dict[Case, Result]:
+    """Run the cases that the command line asks for, on virtual time several at once; a line for each that has ended."""
+    run_once = on_virtual_time if space.simulate else on_real_sockets
+
+    def job_for(case: Case) -> Job:
+        return run_once, topology, case.options(common, directory)
+
+    def say(case: Case, how: str = "...") -> None:
+        console.print(f"{case.name} {how}", highlight=False, markup=False)
+
+    chosen = cases(space.slab, ("kernel", "emulated") if space.host == "kernel" else (space.host,))
+    results = {}
+    runner = Workers(job_for, space.jobs) if space.simulate else OneByOne(job_for, say)
+    with runner as run:
+        for case, result in run(chosen):
+            results[case] = result
+            say(case, ended(result))
+    return {case: results[case] for case in chosen}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="cover_letter.py", description="The swap test of the cover letter: four cases and a table.")
     add_condition_options(parser)
     parser.add_argument("--simulate", action="store_true", help="on virtual time, without root")
+    parser.add_argument("--jobs", type=count(1), metavar="N", help="simulations at a time (default: processors)")
+    parser.set_defaults(time_limit=TIME_LIMIT_S, stall_limit=STALL_LIMIT_S)
     parser.set_defaults(vanilla=False, without=(), force=False, expect="pass", trace=False)
     return parser
 

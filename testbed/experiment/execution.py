@@ -6,6 +6,7 @@ A run that breaks down gives a result with the outcome `error`, so that one of a
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import threading
@@ -38,8 +39,14 @@ def on_real_sockets(topology: Topology, options: RunOptions) -> Result:
 
 
 def on_virtual_time(topology: Topology, options: RunOptions) -> Result:
-    """One run that needs nothing but a processor. Raises CannotRun, LabError, TopologyError."""
-    return simulate_once(topology, options, NoView())
+    """One run that needs nothing but a processor. Raises CannotRun, LabError, TopologyError.
+
+    Its hosts are as large as their memory, and in cycles: they go before the next run's come.
+    """
+    try:
+        return simulate_once(topology, options, NoView())
+    finally:
+        gc.collect()
 
 
 def attempt(run_once: RunOnce, topology: Topology, options: RunOptions) -> Result:

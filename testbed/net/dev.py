@@ -204,6 +204,7 @@ class NetDevice:
         rules = self.switches.rules
         self._protocols = SKB_PFMEMALLOC_PROTOCOLS | ({ETH_P_8021AD} if rules.protocol_8021ad else frozenset())
         self._needs_memalloc_socks = rules.receive_needs_memalloc_socks
+        self._udp_backlog = rules.udp_backlog
         self._pfmemalloc_drop_is_rcvbuf_error = rules.pfmemalloc_drop_is_rcvbuf_error
         self.softirq = Task("softirq")
         self.softirq.serving_softirq = True
@@ -310,7 +311,7 @@ class NetDevice:
                 if self._bridges(kind):
                     return None
                 verdicts.append(DELIVERED)
-            elif not isinstance(receiver, Sock) or receiver.owner is not None:
+            elif not isinstance(receiver, Sock) or (receiver.owner is not None and self._udp_backlog):
                 return None
             elif pfmemalloc and not receiver.memalloc and self.switches.skb_pfmemalloc:
                 verdicts.append(PFMEMALLOC)
@@ -605,8 +606,8 @@ class NetDevice:
         return self._tcp_v4_rcv(receiver, skb, batch, index, followers)
 
     def _udp_queue_rcv_skb(self, sk: Sock, skb: SkBuff, batch: RxBatch, index: int) -> int:
-        """`udp_queue_rcv_skb`: the filter comes only after the backlog."""
-        if sk.owner is None:
+        """`udp_queue_rcv_skb`: the filter comes only after the backlog, which it had until 4.10."""
+        if sk.owner is None or not self._udp_backlog:
             return self._sock_queue_rcv_skb(sk, skb)
         segments = batch.hold(index, 0, skb.gso_segs)
         verdict = self._sk_add_backlog(sk, skb, sk.rcvbuf, segments, partial(self._sock_queue_rcv_skb, sk))

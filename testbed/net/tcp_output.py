@@ -17,6 +17,7 @@ from testbed.mm.sched import Task
 from testbed.mm.slab_common import Slab
 from testbed.mm.wait import WaitQueue
 from testbed.mm.watermarks import PAGE_SIZE
+from testbed.net.sk_page_frag import Copied, SkPageFrag
 from testbed.net.skbuff import SkbMemory
 from testbed.net.snmp import NetStat
 from testbed.net.sock import Sock, SocketMemory
@@ -32,17 +33,17 @@ STREAM_WAIT_MEMORY = 0.1
 
 @dataclass(slots=True)
 class TxSkb:
-    """An skb on the write queue: an fclone head, a small linear part, pages of data ending at stream offset `end`.
+    """An skb on the write queue: an fclone head, a small linear part, data in pages up to stream offset `end`.
 
     `pfmemalloc` says that some of it is from the reserve; who receives it over loopback sees that.
     """
 
     head: Slab
     linear: Slab
-    pages: list[Page]
+    data: Copied
     end: int
-    truesize: int = 0
-    pfmemalloc: bool = False
+    truesize: int
+    pfmemalloc: bool
 
 
 class TcpSendQueue:
@@ -62,6 +63,7 @@ class TcpSendQueue:
         sk.sndbuf = sndbuf
         self.write_seq = 0
         self.sk_wmem_wait = WaitQueue(self.page_alloc.run_queue)
+        self.sk_page_frag = SkPageFrag(self.page_alloc)
         self.shutdown = False
         """Nothing more can be sent (SEND_SHUTDOWN)."""
         self._queue: deque[TxSkb] = deque()
@@ -85,8 +87,7 @@ class TcpSendQueue:
                 await self.sk_wmem_wait.wait(STREAM_WAIT_MEMORY, current.nice)
 
     async def _add_skb(self, size: int, current: Task, push: Callable[[], None]) -> bool:
-        """Queue one skb (`sk_stream_alloc_skb`) for up to `size` bytes; False when there was no memory for even one
-        page of data.
+        """Queue one skb (`sk_stream_alloc_skb`) for up to `size` bytes; False when there was no memory for any of it.
 
         Only for its first page does it wait: an skb that has some data goes out before that.
         """
@@ -95,7 +96,7 @@ class TcpSendQueue:
             return False
         gfp_mask = self.sk.sk_allocation
         objects: list[Slab] = []
-        pages: list[Page] = []
+        data = Copied()
         try:
             for cache in (self.skb_memory.skbuff_fclone_cache, self.linear_cache):
                 taken = cache.alloc(gfp_mask | GFP_NOWARN, current)
@@ -106,23 +107,21 @@ class TcpSendQueue:
                 if taken is None:
                     return False
                 objects.append(taken)
-            wanted = -(-size // PAGE_SIZE)
-            pages = self.page_alloc.alloc_pages_nowait(wanted, gfp_mask | GFP_NOWARN, current)
-            if not pages:
+            data = self.sk_page_frag.copy(size, gfp_mask, current)
+            if not data.size:
                 push()
                 with self._waiting(current):
-                    page = await self.page_alloc.alloc_page(gfp_mask, current)
-                if page is None:
-                    return False
-                pages = [page, *self.page_alloc.alloc_pages_nowait(wanted - 1, gfp_mask | GFP_NOWARN, current)]
+                    if not await self.sk_page_frag.wait_for_page(gfp_mask, current):
+                        return False
+                data = self.sk_page_frag.copy(size, gfp_mask, current)
             if self.shutdown:
+                self.sk_page_frag.free()
                 return True
-            end = self.write_seq + min(size, len(pages) * PAGE_SIZE)
-            self._queue_skb(TxSkb(objects[0], objects[1], pages, end))
-            objects, pages = [], []
+            self._queue_skb(objects[0], objects[1], data)
+            objects, data = [], Copied()
             return True
         finally:
-            self.page_alloc.free_pages(pages)
+            data.free(self.page_alloc)
             for taken in objects:
                 taken.cache.free(taken)
 
@@ -132,7 +131,7 @@ class TcpSendQueue:
     def _sk_wmem_schedule(self, size: int) -> int:
         """How many of `size` bytes tcp_mem has room for: all, a page's, or none."""
         for wanted in (size, min(size, PAGE_SIZE)):
-            if self.sk.sk_wmem_schedule(self._truesize(-(-wanted // PAGE_SIZE))):
+            if self.sk.sk_wmem_schedule(self._truesize(wanted)):
                 return wanted
         return 0
 
@@ -141,16 +140,15 @@ class TcpSendQueue:
         """The first skb that has not been acknowledged."""
         return self._queue[0] if self._queue else None
 
-    def _truesize(self, pages: int) -> int:
-        overhead = self.linear_cache.object_size + self.skb_memory.skbuff_fclone_cache.object_size
-        return pages * PAGE_SIZE + overhead
+    def _truesize(self, size: int) -> int:
+        return size + self.linear_cache.object_size + self.skb_memory.skbuff_fclone_cache.object_size
 
-    def _queue_skb(self, skb: TxSkb) -> None:
-        skb.truesize = self._truesize(len(skb.pages))
-        skb.pfmemalloc = skb.linear.pfmemalloc or (self._frags_mark and any(page.pfmemalloc for page in skb.pages))
-        self.write_seq = skb.end
-        self.sk.sk_wmem_queue(skb.truesize)
-        self._queue.append(skb)
+    def _queue_skb(self, head: Slab, linear: Slab, data: Copied) -> None:
+        truesize = self._truesize(data.size)
+        pfmemalloc = linear.pfmemalloc or (self._frags_mark and data.pfmemalloc)
+        self.write_seq += data.size
+        self.sk.sk_wmem_queue(truesize)
+        self._queue.append(TxSkb(head, linear, data, self.write_seq, truesize, pfmemalloc))
 
     def tcp_clean_rtx_queue(self, acked: int) -> None:
         """The peer has acknowledged the stream up to offset `acked`: free the skbs that lie before it."""
@@ -160,6 +158,8 @@ class TcpSendQueue:
         pages: list[Page] = []
         while queue and queue[0].end <= acked:
             pages += self._unlink(queue.popleft())
+        if not queue:
+            self.sk_page_frag.rewind()
         if self.sk.sk_stream_is_writeable:
             self.sk_wmem_wait.wake_all()
         self.page_alloc.free_pages(pages)
@@ -168,14 +168,17 @@ class TcpSendQueue:
         self.sk.sk_wmem_free(skb.truesize)
         skb.head.cache.free(skb.head)
         skb.linear.cache.free(skb.linear)
-        return skb.pages
+        for block in skb.data.blocks:
+            self.page_alloc.free_order(block)
+        return skb.data.pages
 
     def purge(self) -> None:
-        """The socket is closed: free everything (`tcp_write_queue_purge`)."""
+        """The socket is closed: free everything (`tcp_write_queue_purge`, `sk_free`)."""
         pages: list[Page] = []
         while self._queue:
             pages += self._unlink(self._queue.popleft())
         self.page_alloc.free_pages(pages)
+        self.sk_page_frag.free()
         self.sk_wmem_wait.wake_all()
 
     def shutdown_and_purge(self) -> None:

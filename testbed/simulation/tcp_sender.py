@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from testbed.net.tcp_timer import TCP_RTO_MAX, TCP_RTO_MIN
+
 TCP_INIT_CWND = 10
-TCP_RTO_MIN = 0.2
-TCP_RTO_MAX = 120.0
 TCP_TIMEOUT_INIT = 1.0
 DUPACK_THRESHOLD = 3
 INFINITE = 1 << 62

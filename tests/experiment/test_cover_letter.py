@@ -11,13 +11,15 @@ import pytest
 from rich.console import Console
 
 from testbed import Topology
-from testbed.experiment import cover_letter, preflight
+from testbed.experiment import cover_letter, execution, preflight
 from testbed.experiment.arguments import RunOptions
 from testbed.experiment.cover_letter import PUBLISHED, Case, cases, ended, main, show, status
+from testbed.experiment.execution import OneByOne
 from testbed.experiment.load import load_topology
 from testbed.experiment.plan import Overrides, resolve
 from testbed.experiment.result import Check, Outcome, Result, Times
 from testbed.experiment.topology import SLAB_ALLOCATORS
+from testbed.net.tcp_timer import TCP_RTO_MAX
 from testbed.patches import PATCHES
 
 SCRIPT = Path(__file__).parents[2] / "topologies" / "cover_letter.py"
@@ -40,7 +42,8 @@ def plant(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome) -> list[RunOption
         seen.append(options)
         return Result(outcome=outcomes[len(seen) - 1])
 
-    monkeypatch.setattr(cover_letter, "attempt", attempt)
+    monkeypatch.setattr(execution, "attempt", attempt)
+    monkeypatch.setattr(cover_letter, "Workers", lambda job_for, _jobs: OneByOne(job_for, lambda _case: None))
     return seen
 
 
@@ -67,6 +70,12 @@ def test_each_case_runs_its_own_kernel(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert {(one.overrides.slab, one.overrides.memory) for one in seen} == {("slub", 48 << 20)}
     assert [one.out for one in seen] == [tmp_path / "slub-vanilla", tmp_path / "slub-series"]
     assert vanilla.seed == series.seed
+
+
+def test_a_host_that_stands_still_is_watched_for_longer_than_tcp_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = plant(monkeypatch, "deadlock", "pass")
+    main(topology(), ["--simulate", "--slab", "slub"])
+    assert min(options.stall_limit for options in seen) > TCP_RTO_MAX
 
 
 def test_a_real_kernel_runs_beside_the_model_under_its_rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

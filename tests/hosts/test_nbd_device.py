@@ -479,6 +479,7 @@ def test_the_whole_node_swaps_through_the_device(client: FakeClient) -> None:
         answering.cancel()
         assert rig.device.idle
         rig.acknowledge()
+        rig.send_queue.purge()
         rig.give_back()
         assert (rig.node.pages_leaked(), rig.node.swap.inuse_pages) == (0, 0)
 

@@ -135,6 +135,31 @@ def test_from_4_3_on_it_is_dropped() -> None:
     assert not host.udp.receive_queue
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_from_4_10_on_a_datagram_is_queued_whoever_owns_the_socket(mixed: bool) -> None:
+    """One kind of frame is received as a group, two are received one by one."""
+    host = Host(replace(SERIES, rules=replace(V9, udp_backlog=False)), rcvbuf=3 * FRAME_TRUESIZE)
+    host.udp.lock_sock(TASK)
+    receivers: list[Receiver] = [host.udp] * 5
+    if mixed:
+        host.swap.sk.lock_sock(TASK)
+        receivers[2] = host.swap
+    batch = RxBatch([ETH_P_IP] * 5, receivers, ["x"] * 5, end_seq=[100] * 5)
+    host.device.receive(batch)
+    queued = [verdict for verdict, receiver in zip(batch.verdicts, receivers, strict=True) if receiver is host.udp]
+    assert queued == [DropReason.DELIVERED] * 3 + [DropReason.SOCKET_RCVBUFF] * (1 if mixed else 2)
+    assert (len(host.udp.receive_queue), host.udp.backlog) == (3, None)
+    host.udp.release_sock(TASK)
+    assert len(host.udp.receive_queue) == 3
+
+
+def test_from_4_10_on_a_reserve_datagram_for_a_busy_socket_meets_the_filter() -> None:
+    host = in_shortage(replace(SERIES, rules=replace(V9, udp_backlog=False)))
+    host.udp.lock_sock(TASK)
+    assert arrive(host, host.udp, 2) == [DropReason.PFMEMALLOC] * 2
+    assert (host.netstat.PFMemallocDrop, host.udp.backlog) == (2, None)
+
+
 def test_without_patch_12_the_filter_drops_it_on_release() -> None:
     host = in_shortage(without(receive_pf_memalloc=False))
     host.udp.lock_sock(TASK)

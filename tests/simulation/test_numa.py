@@ -20,8 +20,8 @@ from testbed.experiment.topology import (
 from testbed.patches import PATCHES
 from tests.integration.small_run import Silent
 
-SEED = 5
-"""With it most tasks die for want of memory."""
+SEEDS = (6, *range(5))
+"""Not in every run does a task find only the reserve: the first of these in which one does will do."""
 
 
 def plan(mempolicy: str | None) -> Plan:
@@ -37,9 +37,14 @@ def plan(mempolicy: str | None) -> Plan:
     return resolve(topology)
 
 
-def counters(mempolicy: str | None, patches: frozenset[int]) -> tuple[int, int]:
+def occasions(mempolicy: str, patches: frozenset[int]) -> tuple[int, int]:
+    """As `counters`, of the first run that has any."""
+    return next((found for seed in SEEDS if any(found := counters(mempolicy, patches, seed))), (0, 0))
+
+
+def counters(mempolicy: str | None, patches: frozenset[int], seed: int) -> tuple[int, int]:
     """How often the reserve was looked for near the CPU whatever the policy, and how often where the policy says."""
-    record = simulate.execute(plan(mempolicy), patches, SEED, Limits(time=2, stall=4), Silent())
+    record = simulate.execute(plan(mempolicy), patches, seed, Limits(time=2, stall=4), Silent())
     report = record.evidence.clients[0].report
     assert report is not None
     row = report["witnesses"].get("6", {"opportunity": 0, "witness": 0})
@@ -49,14 +54,14 @@ def counters(mempolicy: str | None, patches: frozenset[int]) -> tuple[int, int]:
 @pytest.mark.parametrize("mempolicy", ["interleave:0,1", "prefer:1"])
 def test_patch_06_acts_where_tasks_have_a_policy(mempolicy: str) -> None:
     assert 6 in acting(plan(mempolicy).clients)
-    ignored, kept = counters(mempolicy, frozenset(PATCHES))
+    ignored, kept = occasions(mempolicy, frozenset(PATCHES))
     assert ignored > 0
     assert kept == 0
-    ignored, kept = counters(mempolicy, frozenset(PATCHES) - {6})
+    ignored, kept = occasions(mempolicy, frozenset(PATCHES) - {6})
     assert ignored == 0
     assert kept > 0
 
 
 def test_tasks_without_a_policy_give_it_no_occasion() -> None:
     assert 6 not in acting(plan(None).clients)
-    assert counters(None, frozenset(PATCHES)) == (0, 0)
+    assert counters(None, frozenset(PATCHES), SEEDS[0]) == (0, 0)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed.simulation.tcp_sender import TCP_RTO_MAX
+from testbed.net.tcp_timer import TCP_RTO_MAX
 from tests.simulation.wire import MSS, Pair, losses, read_all
 from tests.virtual_time import now, simulate
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from testbed.experiment.faults.kinds import blocks, layer_of
 from testbed.experiment.faults.step import Schedule, Step
+from testbed.net.tcp_timer import TCP_RTO_MAX
 
-TCP_RTO_MAX = 120.0
 MOST_NAMED = 6
 PHRASES = {
     "partition": "the link of {target} was partitioned",
