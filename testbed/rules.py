@@ -114,11 +114,7 @@ class Rules:
         "kernel does that; of 3.4 it is told that without the series small receive buffers let it finish, which it "
         "does here only without this; 6.1 was seen to hang)",
     )
-    sk_page_frag_order: int = _rule(
-        0,
-        "order of the pages that a TCP sender copies into, tried first (3.7: 32 KiB, and filled again from the start "
-        "when all of it is acknowledged)",
-    )
+    sk_page_frag_order: int = _rule(0, "order of the pages that a TCP sender copies into, tried first (3.7: 32 KiB)")
     rx_buffer: Literal["kmalloc", "fragment"] = _rule(
         "kmalloc", "a linear receive buffer is a slab object, or (3.5) cut from a page"
     )

@@ -257,6 +257,20 @@ BASE_RULES = (
     ),
     broken(
         0,
+        "sk-page-frag-rewind",
+        "a sender's page whose data is all acknowledged is filled again from its start",
+        ("net/tcp_output.py", "            self.sk_page_frag.rewind()", "            pass"),
+        "tests/net/test_sk_page_frag.py",
+    ),
+    broken(
+        0,
+        "sk-page-frag-shared",
+        "and one that is not full is filled up by the next write",
+        ("net/sk_page_frag.py", "            self.left = left", "            self.left = 0"),
+        "tests/net/test_sk_page_frag.py",
+    ),
+    broken(
+        0,
         "readahead-behind",
         "readahead goes backwards with whoever reads backwards",
         ("mm/readahead.py", "first = index - win + 1", "first = index"),

@@ -70,9 +70,8 @@ class SkPageFrag:
         return True
 
     def rewind(self) -> None:
-        """All that was copied has been acknowledged: from 3.7 on the block is filled again from its start."""
-        if self._order:
-            self.left = len(self._block) * PAGE_SIZE
+        """All that was copied has been acknowledged (`page_count` is 1): the block is filled again from its start."""
+        self.left = len(self._block) * PAGE_SIZE
 
     def free(self) -> None:
         """The socket is gone (`sk_free`)."""
