@@ -7,6 +7,7 @@ The letter's machine had 2 GB of RAM, eight tasks per CPU, mappings of four time
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 import time
@@ -188,6 +189,9 @@ def ended(result: Result) -> str:
         return f"locks up after {seconds(result.stalled_after_s)}"
     if result.outcome == "error":
         return f"error: {result.error}"
+    limit = result.arguments.get("time_limit", math.inf)
+    if result.elapsed_s >= limit and result.stalled_after_s is None:
+        return f"not finished after {seconds(limit)}"
     return f"fails: {', '.join(check.name for check in result.checks if check.ok is False)}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from rich.console import Console
 
 from testbed import Topology
@@ -131,9 +132,14 @@ def test_what_no_case_could_run_is_refused_in_one_line(words: list[str], capsys:
 
 def test_how_a_run_ended() -> None:
     failed = Result(outcome="fail", checks=[Check("progress", False, ""), Check("integrity", True, "")])
-    assert [ended(each) for each in (PASSED, LOCKED, failed, Result(outcome="error", error="no root"))] == [
+    late = structs.replace(failed, elapsed_s=70.5, arguments={"time_limit": 70.0})
+    stalled = structs.replace(late, stalled_after_s=60.0)
+    error = Result(outcome="error", error="no root")
+    assert [ended(each) for each in (PASSED, LOCKED, failed, late, stalled, error)] == [
         "completes",
         "locks up after 12.50 s",
+        "fails: progress",
+        "not finished after 70.00 s",
         "fails: progress",
         "error: no root",
     ]
