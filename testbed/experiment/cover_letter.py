@@ -190,7 +190,7 @@ def ended(result: Result) -> str:
     if result.outcome == "error":
         return f"error: {result.error}"
     limit = result.arguments.get("time_limit", math.inf)
-    if result.elapsed_s >= limit and result.stalled_after_s is None:
+    if result.times.elapsed_s is None and result.elapsed_s >= limit and result.stalled_after_s is None:
         return f"not finished after {seconds(limit)}"
     return f"fails: {', '.join(check.name for check in result.checks if check.ok is False)}"
 

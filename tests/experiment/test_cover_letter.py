@@ -134,12 +134,14 @@ def test_how_a_run_ended() -> None:
     failed = Result(outcome="fail", checks=[Check("progress", False, ""), Check("integrity", True, "")])
     late = structs.replace(failed, elapsed_s=70.5, arguments={"time_limit": 70.0})
     stalled = structs.replace(late, stalled_after_s=60.0)
+    done = structs.replace(late, times=Times(elapsed_s=69.5))
     error = Result(outcome="error", error="no root")
-    assert [ended(each) for each in (PASSED, LOCKED, failed, late, stalled, error)] == [
+    assert [ended(each) for each in (PASSED, LOCKED, failed, late, stalled, done, error)] == [
         "completes",
         "locks up after 12.50 s",
         "fails: progress",
         "not finished after 70.00 s",
+        "fails: progress",
         "fails: progress",
         "error: no root",
     ]
